@@ -301,8 +301,10 @@ type EnricherParticipant struct {
 	LeavingAtMs    int64             `protobuf:"varint,11,opt,name=leaving_at_ms,json=leavingAtMs,proto3" json:"leaving_at_ms,omitempty"`
 	LeavingReason  string            `protobuf:"bytes,12,opt,name=leaving_reason,json=leavingReason,proto3" json:"leaving_reason,omitempty"`
 	Fabrics        []*EnricherFabric `protobuf:"bytes,13,rep,name=fabrics,proto3" json:"fabrics,omitempty"` // in the order of arrival
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The client asked not to be located.
+	GeoIpDisabled bool `protobuf:"varint,14,opt,name=geo_ip_disabled,json=geoIpDisabled,proto3" json:"geo_ip_disabled,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnricherParticipant) Reset() {
@@ -424,6 +426,13 @@ func (x *EnricherParticipant) GetFabrics() []*EnricherFabric {
 		return x.Fabrics
 	}
 	return nil
+}
+
+func (x *EnricherParticipant) GetGeoIpDisabled() bool {
+	if x != nil {
+		return x.GeoIpDisabled
+	}
+	return false
 }
 
 // EnricherFabric holds what a fabric's facts are derived from. Times named
@@ -700,8 +709,7 @@ type EnricherStream struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Facts         *StreamFacts           `protobuf:"bytes,1,opt,name=facts,proto3" json:"facts,omitempty"`
 	ReportTimeMs  float64                `protobuf:"fixed64,2,opt,name=report_time_ms,json=reportTimeMs,proto3" json:"report_time_ms,omitempty"`
-	ObjectId      string                 `protobuf:"bytes,3,opt,name=object_id,json=objectId,proto3" json:"object_id,omitempty"`
-	Counters      []float64              `protobuf:"fixed64,4,rep,packed,name=counters,proto3" json:"counters,omitempty"` // NaN: not sent
+	Counters      []float64              `protobuf:"fixed64,3,rep,packed,name=counters,proto3" json:"counters,omitempty"` // NaN: not sent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -748,13 +756,6 @@ func (x *EnricherStream) GetReportTimeMs() float64 {
 		return x.ReportTimeMs
 	}
 	return 0
-}
-
-func (x *EnricherStream) GetObjectId() string {
-	if x != nil {
-		return x.ObjectId
-	}
-	return ""
 }
 
 func (x *EnricherStream) GetCounters() []float64 {
@@ -866,7 +867,7 @@ const file_callscope_v1_enricher_state_proto_rawDesc = "" +
 	"\x15last_message_alive_ms\x18\x05 \x01(\x03R\x12lastMessageAliveMs\x12$\n" +
 	"\x0eended_alive_ms\x18\x06 \x01(\x03R\fendedAliveMs\x12E\n" +
 	"\fparticipants\x18\a \x03(\v2!.callscope.v1.EnricherParticipantR\fparticipants\x12\x18\n" +
-	"\apresent\x18\b \x01(\rR\apresent\"\x90\x04\n" +
+	"\apresent\x18\b \x01(\rR\apresent\"\xb8\x04\n" +
 	"\x13EnricherParticipant\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\fR\x03uid\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
@@ -882,7 +883,8 @@ const file_callscope_v1_enricher_state_proto_rawDesc = "" +
 	" \x01(\x03R\x0eleavingAliveMs\x12\"\n" +
 	"\rleaving_at_ms\x18\v \x01(\x03R\vleavingAtMs\x12%\n" +
 	"\x0eleaving_reason\x18\f \x01(\tR\rleavingReason\x126\n" +
-	"\afabrics\x18\r \x03(\v2\x1c.callscope.v1.EnricherFabricR\afabricsB\x12\n" +
+	"\afabrics\x18\r \x03(\v2\x1c.callscope.v1.EnricherFabricR\afabrics\x12&\n" +
+	"\x0fgeo_ip_disabled\x18\x0e \x01(\bR\rgeoIpDisabledB\x12\n" +
 	"\x10_clock_offset_ms\"\xc4\b\n" +
 	"\x0eEnricherFabric\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\fR\x03uid\x12#\n" +
@@ -916,12 +918,11 @@ const file_callscope_v1_enricher_state_proto_rawDesc = "" +
 	"\x0fbytes_source_id\x18\x1a \x01(\tR\rbytesSourceId\x12-\n" +
 	"\x12transport_counters\x18\x1b \x03(\x01R\x11transportCounters\x12\x17\n" +
 	"\apair_id\x18\x1c \x01(\tR\x06pairIdB\x13\n" +
-	"\x11_failure_delay_ms\"\xa0\x01\n" +
+	"\x11_failure_delay_ms\"\x83\x01\n" +
 	"\x0eEnricherStream\x12/\n" +
 	"\x05facts\x18\x01 \x01(\v2\x19.callscope.v1.StreamFactsR\x05facts\x12$\n" +
-	"\x0ereport_time_ms\x18\x02 \x01(\x01R\freportTimeMs\x12\x1b\n" +
-	"\tobject_id\x18\x03 \x01(\tR\bobjectId\x12\x1a\n" +
-	"\bcounters\x18\x04 \x03(\x01R\bcounters\"\xc7\x01\n" +
+	"\x0ereport_time_ms\x18\x02 \x01(\x01R\freportTimeMs\x12\x1a\n" +
+	"\bcounters\x18\x03 \x03(\x01R\bcounters\"\xc7\x01\n" +
 	"\rEnricherOwner\x12\x12\n" +
 	"\x04ssrc\x18\x01 \x01(\tR\x04ssrc\x125\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x17.callscope.v1.DirectionR\tdirection\x12\x17\n" +

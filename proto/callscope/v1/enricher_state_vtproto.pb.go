@@ -302,6 +302,16 @@ func (m *EnricherParticipant) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.GeoIpDisabled {
+		i--
+		if m.GeoIpDisabled {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x70
+	}
 	if len(m.Fabrics) > 0 {
 		for iNdEx := len(m.Fabrics) - 1; iNdEx >= 0; iNdEx-- {
 			size, err := m.Fabrics[iNdEx].MarshalToSizedBufferVT(dAtA[:i])
@@ -723,13 +733,6 @@ func (m *EnricherStream) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		}
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.Counters)*8))
 		i--
-		dAtA[i] = 0x22
-	}
-	if len(m.ObjectId) > 0 {
-		i -= len(m.ObjectId)
-		copy(dAtA[i:], m.ObjectId)
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(len(m.ObjectId)))
-		i--
 		dAtA[i] = 0x1a
 	}
 	if m.ReportTimeMs != 0 {
@@ -973,6 +976,9 @@ func (m *EnricherParticipant) SizeVT() (n int) {
 			n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 		}
 	}
+	if m.GeoIpDisabled {
+		n += 2
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -1099,10 +1105,6 @@ func (m *EnricherStream) SizeVT() (n int) {
 	}
 	if m.ReportTimeMs != 0 {
 		n += 9
-	}
-	l = len(m.ObjectId)
-	if l > 0 {
-		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
 	if len(m.Counters) > 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(len(m.Counters)*8)) + len(m.Counters)*8
@@ -2235,6 +2237,26 @@ func (m *EnricherParticipant) UnmarshalVT(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
+		case 14:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field GeoIpDisabled", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.GeoIpDisabled = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -3075,38 +3097,6 @@ func (m *EnricherStream) UnmarshalVT(dAtA []byte) error {
 			iNdEx += 8
 			m.ReportTimeMs = float64(math.Float64frombits(v))
 		case 3:
-			if wireType != 2 {
-				return fmt.Errorf("proto: wrong wireType = %d for field ObjectId", wireType)
-			}
-			var stringLen uint64
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				stringLen |= uint64(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-			intStringLen := int(stringLen)
-			if intStringLen < 0 {
-				return protohelpers.ErrInvalidLength
-			}
-			postIndex := iNdEx + intStringLen
-			if postIndex < 0 {
-				return protohelpers.ErrInvalidLength
-			}
-			if postIndex > l {
-				return io.ErrUnexpectedEOF
-			}
-			m.ObjectId = string(dAtA[iNdEx:postIndex])
-			iNdEx = postIndex
-		case 4:
 			if wireType == 1 {
 				var v uint64
 				if (iNdEx + 8) > l {

@@ -93,6 +93,12 @@ type Summary struct {
 	// started_at_ms of its conference, so that a row's partition in the store
 	// never changes with a revision.
 	ConferenceStartedAtMs int64 `protobuf:"varint,13,opt,name=conference_started_at_ms,json=conferenceStartedAtMs,proto3" json:"conference_started_at_ms,omitempty"`
+	// Whose summary it is: the uid of the conference, participant or fabric; of
+	// a stream UUIDv5 of its fabric's uid, ssrc and direction.
+	EntityUid []byte `protobuf:"bytes,14,opt,name=entity_uid,json=entityUid,proto3" json:"entity_uid,omitempty"`
+	// Name and version of the model behind the scores; empty without scores.
+	AudioMosModel   string `protobuf:"bytes,24,opt,name=audio_mos_model,json=audioMosModel,proto3" json:"audio_mos_model,omitempty"`
+	VideoScoreModel string `protobuf:"bytes,25,opt,name=video_score_model,json=videoScoreModel,proto3" json:"video_score_model,omitempty"`
 	// Types that are valid to be assigned to Body:
 	//
 	//	*Summary_Conference
@@ -216,6 +222,27 @@ func (x *Summary) GetConferenceStartedAtMs() int64 {
 		return x.ConferenceStartedAtMs
 	}
 	return 0
+}
+
+func (x *Summary) GetEntityUid() []byte {
+	if x != nil {
+		return x.EntityUid
+	}
+	return nil
+}
+
+func (x *Summary) GetAudioMosModel() string {
+	if x != nil {
+		return x.AudioMosModel
+	}
+	return ""
+}
+
+func (x *Summary) GetVideoScoreModel() string {
+	if x != nil {
+		return x.VideoScoreModel
+	}
+	return ""
 }
 
 func (x *Summary) GetBody() isSummary_Body {
@@ -1045,25 +1072,27 @@ func (x *FabricSummary) GetRtt() *Distribution {
 }
 
 type StreamSummary struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Ssrc          string                 `protobuf:"bytes,1,opt,name=ssrc,proto3" json:"ssrc,omitempty"`
-	Direction     string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"` // inbound, outbound
-	MediaType     string                 `protobuf:"bytes,3,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
-	OwnerUserId   string                 `protobuf:"bytes,4,opt,name=owner_user_id,json=ownerUserId,proto3" json:"owner_user_id,omitempty"`
-	OwnerSource   string                 `protobuf:"bytes,5,opt,name=owner_source,json=ownerSource,proto3" json:"owner_source,omitempty"` // default, association, ssrcMap, unknown
-	UsageLabel    string                 `protobuf:"bytes,6,opt,name=usage_label,json=usageLabel,proto3" json:"usage_label,omitempty"`
-	Codec         string                 `protobuf:"bytes,7,opt,name=codec,proto3" json:"codec,omitempty"`
-	StartedAtMs   int64                  `protobuf:"varint,8,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"`
-	EndedAtMs     *int64                 `protobuf:"varint,9,opt,name=ended_at_ms,json=endedAtMs,proto3,oneof" json:"ended_at_ms,omitempty"`
-	Samples       uint32                 `protobuf:"varint,10,opt,name=samples,proto3" json:"samples,omitempty"`
-	BitrateKbps   *Distribution          `protobuf:"bytes,11,opt,name=bitrate_kbps,json=bitrateKbps,proto3" json:"bitrate_kbps,omitempty"`
-	Loss          *Distribution          `protobuf:"bytes,12,opt,name=loss,proto3" json:"loss,omitempty"`
-	JitterMs      *Distribution          `protobuf:"bytes,13,opt,name=jitter_ms,json=jitterMs,proto3" json:"jitter_ms,omitempty"`
-	RttMs         *Distribution          `protobuf:"bytes,14,opt,name=rtt_ms,json=rttMs,proto3" json:"rtt_ms,omitempty"`
-	AudioMos      *Distribution          `protobuf:"bytes,15,opt,name=audio_mos,json=audioMos,proto3" json:"audio_mos,omitempty"`
-	VideoScore    *Distribution          `protobuf:"bytes,16,opt,name=video_score,json=videoScore,proto3" json:"video_score,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Ssrc        string                 `protobuf:"bytes,1,opt,name=ssrc,proto3" json:"ssrc,omitempty"`
+	Direction   string                 `protobuf:"bytes,2,opt,name=direction,proto3" json:"direction,omitempty"` // inbound, outbound
+	MediaType   string                 `protobuf:"bytes,3,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
+	OwnerUserId string                 `protobuf:"bytes,4,opt,name=owner_user_id,json=ownerUserId,proto3" json:"owner_user_id,omitempty"`
+	OwnerSource string                 `protobuf:"bytes,5,opt,name=owner_source,json=ownerSource,proto3" json:"owner_source,omitempty"` // default, association, ssrcMap, unknown
+	UsageLabel  string                 `protobuf:"bytes,6,opt,name=usage_label,json=usageLabel,proto3" json:"usage_label,omitempty"`
+	Codec       string                 `protobuf:"bytes,7,opt,name=codec,proto3" json:"codec,omitempty"`
+	StartedAtMs int64                  `protobuf:"varint,8,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"`
+	EndedAtMs   *int64                 `protobuf:"varint,9,opt,name=ended_at_ms,json=endedAtMs,proto3,oneof" json:"ended_at_ms,omitempty"`
+	Samples     uint32                 `protobuf:"varint,10,opt,name=samples,proto3" json:"samples,omitempty"`
+	BitrateKbps *Distribution          `protobuf:"bytes,11,opt,name=bitrate_kbps,json=bitrateKbps,proto3" json:"bitrate_kbps,omitempty"`
+	Loss        *Distribution          `protobuf:"bytes,12,opt,name=loss,proto3" json:"loss,omitempty"`
+	JitterMs    *Distribution          `protobuf:"bytes,13,opt,name=jitter_ms,json=jitterMs,proto3" json:"jitter_ms,omitempty"`
+	RttMs       *Distribution          `protobuf:"bytes,14,opt,name=rtt_ms,json=rttMs,proto3" json:"rtt_ms,omitempty"`
+	AudioMos    *Distribution          `protobuf:"bytes,15,opt,name=audio_mos,json=audioMos,proto3" json:"audio_mos,omitempty"`
+	VideoScore  *Distribution          `protobuf:"bytes,16,opt,name=video_score,json=videoScore,proto3" json:"video_score,omitempty"`
+	// What the scores lost where, a JSON object: mean points by reason.
+	ScoreReasonsJson string `protobuf:"bytes,17,opt,name=score_reasons_json,json=scoreReasonsJson,proto3" json:"score_reasons_json,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *StreamSummary) Reset() {
@@ -1208,11 +1237,18 @@ func (x *StreamSummary) GetVideoScore() *Distribution {
 	return nil
 }
 
+func (x *StreamSummary) GetScoreReasonsJson() string {
+	if x != nil {
+		return x.ScoreReasonsJson
+	}
+	return ""
+}
+
 var File_callscope_v1_summary_proto protoreflect.FileDescriptor
 
 const file_callscope_v1_summary_proto_rawDesc = "" +
 	"\n" +
-	"\x1acallscope/v1/summary.proto\x12\fcallscope.v1\x1a\x19callscope/v1/record.proto\"\xd7\x05\n" +
+	"\x1acallscope/v1/summary.proto\x12\fcallscope.v1\x1a\x19callscope/v1/record.proto\"\xca\x06\n" +
 	"\aSummary\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\fR\x03uid\x12,\n" +
 	"\x06origin\x18\x02 \x01(\v2\x14.callscope.v1.OriginR\x06origin\x12(\n" +
@@ -1226,7 +1262,11 @@ const file_callscope_v1_summary_proto_rawDesc = "" +
 	" \x01(\tR\x06reason\x12(\n" +
 	"\x10first_raw_offset\x18\v \x01(\x03R\x0efirstRawOffset\x12&\n" +
 	"\x0flast_raw_offset\x18\f \x01(\x03R\rlastRawOffset\x127\n" +
-	"\x18conference_started_at_ms\x18\r \x01(\x03R\x15conferenceStartedAtMs\x12A\n" +
+	"\x18conference_started_at_ms\x18\r \x01(\x03R\x15conferenceStartedAtMs\x12\x1d\n" +
+	"\n" +
+	"entity_uid\x18\x0e \x01(\fR\tentityUid\x12&\n" +
+	"\x0faudio_mos_model\x18\x18 \x01(\tR\raudioMosModel\x12*\n" +
+	"\x11video_score_model\x18\x19 \x01(\tR\x0fvideoScoreModel\x12A\n" +
 	"\n" +
 	"conference\x18\x10 \x01(\v2\x1f.callscope.v1.ConferenceSummaryH\x00R\n" +
 	"conference\x12D\n" +
@@ -1355,7 +1395,7 @@ const file_callscope_v1_summary_proto_rawDesc = "" +
 	"\x11_failure_delay_msB\n" +
 	"\n" +
 	"\b_relayedB\t\n" +
-	"\a_rtt_ms\"\xa2\x05\n" +
+	"\a_rtt_ms\"\xd0\x05\n" +
 	"\rStreamSummary\x12\x12\n" +
 	"\x04ssrc\x18\x01 \x01(\tR\x04ssrc\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x1d\n" +
@@ -1376,7 +1416,8 @@ const file_callscope_v1_summary_proto_rawDesc = "" +
 	"\x06rtt_ms\x18\x0e \x01(\v2\x1a.callscope.v1.DistributionR\x05rttMs\x127\n" +
 	"\taudio_mos\x18\x0f \x01(\v2\x1a.callscope.v1.DistributionR\baudioMos\x12;\n" +
 	"\vvideo_score\x18\x10 \x01(\v2\x1a.callscope.v1.DistributionR\n" +
-	"videoScoreB\x0e\n" +
+	"videoScore\x12,\n" +
+	"\x12score_reasons_json\x18\x11 \x01(\tR\x10scoreReasonsJsonB\x0e\n" +
 	"\f_ended_at_ms*|\n" +
 	"\fSummaryState\x12\x1d\n" +
 	"\x19SUMMARY_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +

@@ -1,0 +1,72 @@
+package stage
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"github.com/callscope/callscope/internal/stream"
+	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
+)
+
+// ticking returns the machine when this partition has to be given ticks.
+func (p *Partition) ticking() Ticking {
+	if !p.cfg.Ticks {
+		return nil
+	}
+	m, _ := p.folder.machine.(Ticking)
+	return m
+}
+
+// tickDue paces ticks by the monotonic clock. A late tick harms nobody: what
+// counts is the time that it carries.
+func (p *Partition) tickDue() bool {
+	m := p.ticking()
+	return m != nil && m.WantsTicks() && (!p.ticked || p.env.Monotonic()-p.tickedAt >= tickInterval)
+}
+
+func (p *Partition) tick(ctx context.Context) error {
+	now := p.env.Monotonic()
+	// A tick that failed is not repeated; the next one carries its time too.
+	p.ticked, p.tickedAt = true, now
+	raw := &callscopev1.Raw{
+		Uid: p.env.NewUID(),
+		Payload: &callscopev1.Raw_Tick{Tick: &callscopev1.Tick{
+			TickerUid: p.tickerUID, MonotonicMs: now.Milliseconds(), WallMs: p.env.Now().UnixMilli(),
+		}},
+	}
+	value, err := raw.MarshalVT()
+	if err != nil {
+		return fmt.Errorf("encoding tick: %w", err)
+	}
+	if _, err := p.env.Log.Append(ctx, p.cfg.InputTopic, p.number, []stream.Record{{Value: value}}); err != nil {
+		return fmt.Errorf("writing a tick: %w", err)
+	}
+	p.metrics.ticks.Inc()
+	return nil
+}
+
+// superseded reports whether the state has followed our ticker and now follows
+// another one.
+func (p *Partition) superseded() bool {
+	m := p.ticking()
+	if m == nil {
+		return false
+	}
+	if bytes.Equal(m.Ticker(), p.tickerUID) {
+		p.tickerFollowed = true
+		return false
+	}
+	return p.tickerFollowed
+}
+
+// renewTicker takes a fresh ticker uid, but only as owner of the partition: a
+// former owner must not take time back from the present one, and a commit
+// tells the two apart.
+func (p *Partition) renewTicker(ctx context.Context) error {
+	if err := p.commit(ctx); err != nil {
+		return fmt.Errorf("renewing the ticker: %w", err)
+	}
+	p.tickerUID, p.tickerFollowed, p.ticked = p.env.NewUID(), false, false
+	return nil
+}
