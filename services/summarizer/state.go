@@ -1,0 +1,379 @@
+package summarizer
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"maps"
+	"slices"
+
+	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
+)
+
+// formatVersion is the version of the snapshot's encoding.
+const formatVersion = 1
+
+// progress is what was written of one entity.
+type progress struct {
+	revision          uint32
+	finalized         bool // a final summary was written: later ones are revised
+	changed           bool // since the last summary
+	firstRaw, lastRaw int64
+}
+
+type conference struct {
+	progress
+	appID, id string
+	uid       []byte
+	// facts are nil until the first record of them.
+	facts          *callscopev1.ConferenceFacts
+	startedAtMs    int64
+	startedAliveMs int64
+	due            int64 // alive ms, notDue: nothing waits for time
+	lastMessageMs  int64
+
+	participants []*participant // in the order of their first record
+	byUID        map[string]*participant
+	byUser       map[string][]*participant
+}
+
+const notDue = -1
+
+type participant struct {
+	progress
+	userID, deviceID string
+	uid              []byte
+	facts            *callscopev1.ParticipantFacts
+	lastMessageMs    int64
+	feedback         *float64
+	// Interval bounds of the samples with packets.
+	firstMediaMs, lastMediaMs *float64
+	setupFailed               bool
+	failureFunction           string
+	failureReason             string
+	unanswered                bool
+	sharingScreen             bool
+	silence                   silence
+
+	fabrics []*fabric
+	byUID   map[string]*fabric
+	streams int // over all fabrics
+	// audio and video are the scores over the inbound streams, nil where they
+	// must be made again; never part of a snapshot.
+	scores *scores
+}
+
+type scores struct{ audio, video *measure }
+
+type fabric struct {
+	progress
+	connectionID, remoteID string
+	uid                    []byte
+	facts                  *callscopev1.FabricFacts
+	rtt                    *measure
+	lastRTT                *float64
+	relayed                *bool
+	silence                silence
+
+	streams []*streamState
+	byKey   map[streamKey]*streamState
+}
+
+type streamKey struct {
+	ssrc      string
+	direction callscopev1.Direction
+}
+
+type streamState struct {
+	progress
+	facts        *callscopev1.StreamFacts
+	assumed      bool // facts were made of the first sample
+	samples      uint32
+	lastSampleMs int64
+
+	bitrate, loss, jitter, rtt, audioMOS, videoScore *measure
+	lost, expected                                   float64
+	penalties                                        [penaltyCount]float64 // × ms
+}
+
+// The penalties whose means a stream's summary gives as reasons.
+const (
+	penaltyAudioDelay = iota
+	penaltyAudioLoss
+	penaltyVideoFreeze
+	penaltyVideoFrameRate
+	penaltyVideoResolution
+	penaltyVideoLoss
+	penaltyCount
+)
+
+func newConference(identity *callscopev1.Identity) *conference {
+	return &conference{
+		appID: identity.AppId, id: identity.ConferenceId, uid: identity.ConferenceUid, due: notDue,
+		byUID: map[string]*participant{}, byUser: map[string][]*participant{},
+	}
+}
+
+// ended tells whether the conference is over, be it in grace or for good.
+func (c *conference) ended() bool {
+	s := c.facts.GetState()
+	return s == callscopev1.ConferenceState_CONFERENCE_STATE_ENDED || s == callscopev1.ConferenceState_CONFERENCE_STATE_FORGOTTEN
+}
+
+func (c *conference) participant(identity *callscopev1.Identity, raw int64) *participant {
+	if p, ok := c.byUID[string(identity.ParticipantUid)]; ok {
+		return p
+	}
+	p := &participant{
+		progress: progress{firstRaw: raw}, userID: identity.UserId, deviceID: identity.DeviceId, uid: identity.ParticipantUid,
+		byUID: map[string]*fabric{},
+	}
+	c.addParticipant(p)
+	return p
+}
+
+func (c *conference) addParticipant(p *participant) {
+	c.participants = append(c.participants, p)
+	c.byUID[string(p.uid)] = p
+	c.byUser[p.userID] = append(c.byUser[p.userID], p)
+}
+
+func (p *participant) fabric(identity *callscopev1.Identity, raw int64) *fabric {
+	if f, ok := p.byUID[string(identity.FabricUid)]; ok {
+		return f
+	}
+	f := &fabric{
+		progress: progress{firstRaw: raw}, connectionID: identity.ConnectionId, remoteID: identity.RemoteId, uid: identity.FabricUid,
+		byKey: map[streamKey]*streamState{},
+	}
+	p.fabrics = append(p.fabrics, f)
+	p.byUID[string(f.uid)] = f
+	return f
+}
+
+// touch notes that a raw record says something of the entity.
+func (p *progress) touch(raw int64) { p.lastRaw = max(p.lastRaw, raw) }
+
+func (p *progress) change(raw int64) {
+	p.touch(raw)
+	p.changed = true
+}
+
+// dueEntry is a place in the queue of conferences that wait for time to pass.
+// An entry whose time is not that of its conference is out of date.
+type dueEntry struct {
+	alive int64
+	uid   string
+}
+
+// dueQueue is a heap in the order of time, then uid, so that the order of
+// outputs does not depend on how the state came about.
+type dueQueue []dueEntry
+
+func (q dueQueue) Len() int { return len(q) }
+func (q dueQueue) Less(i, j int) bool {
+	return cmp.Or(cmp.Compare(q[i].alive, q[j].alive), cmp.Compare(q[i].uid, q[j].uid)) < 0
+}
+func (q dueQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *dueQueue) Push(x any)   { *q = append(*q, x.(dueEntry)) }
+func (q *dueQueue) Pop() any {
+	last := (*q)[len(*q)-1]
+	*q = (*q)[:len(*q)-1]
+	return last
+}
+
+// schedule sets the alive time at which the conference is looked at again.
+func (m *Machine) schedule(c *conference, alive int64) {
+	if c.due == alive {
+		return
+	}
+	c.due = alive
+	if alive != notDue {
+		heap.Push(&m.due, dueEntry{alive: alive, uid: string(c.uid)})
+	}
+}
+
+// Snapshot encodes the state; equal states give equal bytes.
+func (m *Machine) Snapshot() ([]byte, error) {
+	state := &callscopev1.SummarizerState{Conferences: make([]*callscopev1.SummarizerConference, 0, len(m.conferences))}
+	for _, uid := range slices.Sorted(maps.Keys(m.conferences)) {
+		state.Conferences = append(state.Conferences, m.conferences[uid].state())
+	}
+	data, err := state.MarshalVT()
+	if err != nil {
+		return nil, fmt.Errorf("encoding the summarizer's state: %w", err)
+	}
+	return data, nil
+}
+
+// Restore replaces the state by a snapshot's. On an error the state is as it was.
+func (m *Machine) Restore(version uint32, data []byte) error {
+	if version != formatVersion {
+		return fmt.Errorf("restoring the summarizer's state: its format is version %d, this program reads version %d", version, formatVersion)
+	}
+	var state callscopev1.SummarizerState
+	if err := state.UnmarshalVT(data); err != nil {
+		return fmt.Errorf("decoding the summarizer's state: %w", err)
+	}
+	restored := NewMachine()
+	for _, s := range state.Conferences {
+		c, err := conferenceOf(s)
+		if err != nil {
+			return fmt.Errorf("decoding the summarizer's state of conference %x: %w", s.ConferenceUid, err)
+		}
+		restored.conferences[string(c.uid)] = c
+		if c.due != notDue {
+			restored.due = append(restored.due, dueEntry{alive: c.due, uid: string(c.uid)})
+		}
+	}
+	heap.Init(&restored.due)
+	*m = *restored
+	return nil
+}
+
+func (p *progress) state() *callscopev1.SummarizerProgress {
+	return &callscopev1.SummarizerProgress{
+		Revision: p.revision, Finalized: p.finalized, Changed: p.changed, FirstRawOffset: p.firstRaw, LastRawOffset: p.lastRaw,
+	}
+}
+
+func progressOf(s *callscopev1.SummarizerProgress) progress {
+	return progress{
+		revision: s.GetRevision(), finalized: s.GetFinalized(), changed: s.GetChanged(),
+		firstRaw: s.GetFirstRawOffset(), lastRaw: s.GetLastRawOffset(),
+	}
+}
+
+func (c *conference) state() *callscopev1.SummarizerConference {
+	s := &callscopev1.SummarizerConference{
+		AppId: c.appID, ConferenceId: c.id, ConferenceUid: c.uid, Facts: c.facts, StartedAtMs: c.startedAtMs,
+		StartedAliveMs: c.startedAliveMs, LastMessageAtMs: c.lastMessageMs, Progress: c.progress.state(),
+		Participants: make([]*callscopev1.SummarizerParticipant, len(c.participants)),
+	}
+	if c.due != notDue {
+		s.DueAliveMs = new(c.due)
+	}
+	for i, p := range c.participants {
+		s.Participants[i] = p.state()
+	}
+	return s
+}
+
+func conferenceOf(s *callscopev1.SummarizerConference) (*conference, error) {
+	c := newConference(&callscopev1.Identity{AppId: s.AppId, ConferenceId: s.ConferenceId, ConferenceUid: s.ConferenceUid})
+	c.progress, c.facts, c.startedAtMs, c.startedAliveMs, c.lastMessageMs = progressOf(s.Progress), s.Facts, s.StartedAtMs, s.StartedAliveMs, s.LastMessageAtMs
+	if s.DueAliveMs != nil {
+		c.due = *s.DueAliveMs
+	}
+	for _, sp := range s.Participants {
+		p, err := participantOf(sp)
+		if err != nil {
+			return nil, err
+		}
+		c.addParticipant(p)
+	}
+	return c, nil
+}
+
+func (p *participant) state() *callscopev1.SummarizerParticipant {
+	s := &callscopev1.SummarizerParticipant{
+		UserId: p.userID, DeviceId: p.deviceID, ParticipantUid: p.uid, Facts: p.facts, LastMessageAtMs: p.lastMessageMs,
+		FeedbackOverall: p.feedback, FirstMediaMs: p.firstMediaMs, LastMediaMs: p.lastMediaMs,
+		SetupFailed: p.setupFailed, FailureFunction: p.failureFunction, FailureReason: p.failureReason,
+		Unanswered: p.unanswered, SharingScreen: p.sharingScreen, Silence: p.silence.state(), Progress: p.progress.state(),
+		Fabrics: make([]*callscopev1.SummarizerFabric, len(p.fabrics)),
+	}
+	for i, f := range p.fabrics {
+		s.Fabrics[i] = f.state()
+	}
+	return s
+}
+
+func participantOf(s *callscopev1.SummarizerParticipant) (*participant, error) {
+	p := &participant{
+		progress: progressOf(s.Progress), userID: s.UserId, deviceID: s.DeviceId, uid: s.ParticipantUid, facts: s.Facts,
+		lastMessageMs: s.LastMessageAtMs, feedback: s.FeedbackOverall, firstMediaMs: s.FirstMediaMs, lastMediaMs: s.LastMediaMs,
+		setupFailed: s.SetupFailed, failureFunction: s.FailureFunction, failureReason: s.FailureReason,
+		unanswered: s.Unanswered, sharingScreen: s.SharingScreen, silence: silenceOf(s.Silence), byUID: map[string]*fabric{},
+	}
+	for _, sf := range s.Fabrics {
+		f, err := fabricOf(sf)
+		if err != nil {
+			return nil, err
+		}
+		p.fabrics = append(p.fabrics, f)
+		p.byUID[string(f.uid)] = f
+		p.streams += len(f.streams)
+	}
+	return p, nil
+}
+
+func (f *fabric) state() *callscopev1.SummarizerFabric {
+	s := &callscopev1.SummarizerFabric{
+		ConnectionId: f.connectionID, RemoteId: f.remoteID, FabricUid: f.uid, Facts: f.facts, Rtt: f.rtt.state(),
+		LastRttMs: f.lastRTT, Relayed: f.relayed, Silence: f.silence.state(), Progress: f.progress.state(),
+		Streams: make([]*callscopev1.SummarizerStream, len(f.streams)),
+	}
+	for i, st := range f.streams {
+		s.Streams[i] = st.state()
+	}
+	return s
+}
+
+func fabricOf(s *callscopev1.SummarizerFabric) (*fabric, error) {
+	rtt, err := measureOf(s.Rtt)
+	if err != nil {
+		return nil, err
+	}
+	f := &fabric{
+		progress: progressOf(s.Progress), connectionID: s.ConnectionId, remoteID: s.RemoteId, uid: s.FabricUid, facts: s.Facts,
+		rtt: rtt, lastRTT: s.LastRttMs, relayed: s.Relayed, silence: silenceOf(s.Silence), byKey: map[streamKey]*streamState{},
+	}
+	for _, ss := range s.Streams {
+		st, err := streamOf(ss)
+		if err != nil {
+			return nil, err
+		}
+		f.streams = append(f.streams, st)
+		f.byKey[streamKey{st.facts.Ssrc, st.facts.Direction}] = st
+	}
+	return f, nil
+}
+
+func (st *streamState) state() *callscopev1.SummarizerStream {
+	s := &callscopev1.SummarizerStream{
+		Facts: st.facts, Assumed: st.assumed, Samples: st.samples, LastSampleAtMs: st.lastSampleMs,
+		BitrateKbps: st.bitrate.state(), Loss: st.loss.state(), JitterMs: st.jitter.state(), RttMs: st.rtt.state(),
+		AudioMos: st.audioMOS.state(), VideoScore: st.videoScore.state(),
+		PacketsLost: st.lost, PacketsExpected: st.expected, Progress: st.progress.state(),
+	}
+	if st.penalties != [penaltyCount]float64{} {
+		s.Penalties = slices.Clone(st.penalties[:])
+	}
+	return s
+}
+
+func streamOf(s *callscopev1.SummarizerStream) (*streamState, error) {
+	if s.Facts == nil {
+		return nil, fmt.Errorf("restoring a stream: it has no facts")
+	}
+	st := &streamState{
+		progress: progressOf(s.Progress), facts: s.Facts, assumed: s.Assumed, samples: s.Samples, lastSampleMs: s.LastSampleAtMs,
+		lost: s.PacketsLost, expected: s.PacketsExpected,
+	}
+	copy(st.penalties[:], s.Penalties)
+	for _, part := range []struct {
+		to   **measure
+		from *callscopev1.SummarizerMeasure
+	}{
+		{&st.bitrate, s.BitrateKbps}, {&st.loss, s.Loss}, {&st.jitter, s.JitterMs}, {&st.rtt, s.RttMs},
+		{&st.audioMOS, s.AudioMos}, {&st.videoScore, s.VideoScore},
+	} {
+		m, err := measureOf(part.from)
+		if err != nil {
+			return nil, err
+		}
+		*part.to = m
+	}
+	return st, nil
+}
