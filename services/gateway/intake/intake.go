@@ -1,0 +1,275 @@
+// Package intake takes a client message from the dialects into Kafka: it bounds what is in memory, builds the envelope,
+// produces the record and counts the outcome. Every dialect uses it the same way: Received, Reserve, Parse, Records,
+// Store, Outcome.
+//
+// It does not know transports or tokens, and it does not answer clients.
+package intake
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/callscope/callscope/internal/stream"
+	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
+	"github.com/callscope/callscope/services/gateway/auth"
+	"github.com/callscope/callscope/services/gateway/vocabulary"
+)
+
+// Producer writes records to the raw topic. Produce returns nil when the record is on all in-sync replicas; it repeats
+// transient failures until ctx ends. stream.ErrTooLarge is permanent.
+type Producer interface {
+	Produce(ctx context.Context, key, value []byte) error
+}
+
+// Intake is safe for concurrent use. Its New is inert; Close ends what it keeps trying.
+type Intake struct {
+	*Metrics
+	producer Producer
+	log      *slog.Logger
+	limit    int64
+	used     atomic.Int64
+	parsing  chan struct{}
+
+	// life ends when the gateway gives up what is still in memory.
+	life context.Context
+	end  context.CancelFunc
+	kept sync.WaitGroup
+}
+
+// New makes an intake that holds at most budgetBytes of messages at a time.
+func New(producer Producer, budgetBytes int64, log *slog.Logger, reg prometheus.Registerer) (*Intake, error) {
+	in := &Intake{
+		producer: producer,
+		log:      log,
+		limit:    budgetBytes,
+		// Parsing is CPU work: more of it at a time gains nothing, and a parsed message takes many times its size.
+		parsing: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+	}
+	in.life, in.end = context.WithCancel(context.Background())
+	var err error
+	in.Metrics, err = newMetrics(reg, func() float64 { return float64(in.used.Load()) })
+	return in, err
+}
+
+// GiveUp ends everything that is still being tried. What is not stored by then is counted as shed or lost.
+func (in *Intake) GiveUp() { in.end() }
+
+// Close gives up and waits until all is counted. No message may be taken in afterwards.
+func (in *Intake) Close() {
+	in.end()
+	in.kept.Wait()
+}
+
+// Life is the context of everything that may outlive its connection.
+func (in *Intake) Life() context.Context { return in.life }
+
+// Reserve takes n bytes out of the budget. When it returns false there is no room, and the message must be shed.
+func (in *Intake) Reserve(n int64) bool {
+	if in.used.Add(n) > in.limit {
+		in.used.Add(-n)
+		return false
+	}
+	return true
+}
+
+// Free gives n reserved bytes back.
+func (in *Intake) Free(n int64) { in.used.Add(-n) }
+
+// Arrival is what the gateway saw of a message, apart from its content.
+type Arrival struct {
+	Identity   auth.Identity
+	ReceivedAt time.Time
+	Origin     string
+	UserAgent  string
+	RemoteAddr string // host:port
+	// Hash is the content hash: see HashRequest and HashFrame.
+	Hash [sha256.Size]byte
+}
+
+// HashRequest identifies the content of an HTTP request, so that a body that a browser posts twice is seen as one.
+func HashRequest(method, rawPath string, body []byte) [sha256.Size]byte {
+	h := sha256.New()
+	h.Write([]byte(method + " " + rawPath + "\n"))
+	h.Write(body)
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// HashFrame identifies the content of a WebSocket frame.
+func HashFrame(frame []byte) [sha256.Size]byte { return sha256.Sum256(frame) }
+
+// Record is one record for the raw topic.
+type Record struct{ Key, Value []byte }
+
+// Parse reads a message while one of the places for parsing is held. f must not keep the message.
+func (in *Intake) Parse(body []byte, transport vocabulary.Transport, f func(*vocabulary.Message) error) error {
+	in.parsing <- struct{}{}
+	defer func() { <-in.parsing }()
+	m, err := vocabulary.Parse(body, transport)
+	if err != nil {
+		return err
+	}
+	defer m.Release()
+	return f(m)
+}
+
+// Records makes the records of a message. conferenceID is the one of the path on REST.
+func (in *Intake) Records(m *vocabulary.Message, conferenceID string, a *Arrival) ([]Record, error) {
+	var records []Record
+	for i, raw := range m.Raw(conferenceID) {
+		uid, err := uuid.NewV7()
+		if err != nil {
+			return nil, fmt.Errorf("making a uid: %w", err)
+		}
+		raw.Uid = uid[:]
+		if raw.Claimed.UserId == "" {
+			raw.Claimed.UserId = a.Identity.UserID
+		}
+		hash := a.Hash
+		if i > 0 { // several reports of one frame are no duplicates of each other
+			hash = sha256.Sum256(append(hash[:], byte(i), byte(i>>8)))
+		}
+		raw.Observed = &callscopev1.Observed{
+			AppId:        a.Identity.AppID,
+			ReceivedAtMs: a.ReceivedAt.UnixMilli(),
+			Dialect:      m.Dialect,
+			Origin:       validUTF8(a.Origin),
+			UserAgent:    validUTF8(a.UserAgent),
+			ContentHash:  hash[:],
+			IpMasked:     MaskIP(a.RemoteAddr),
+			TokenId:      a.Identity.TokenID,
+			TokenUserId:  a.Identity.UserID,
+		}
+		value, err := raw.MarshalVT()
+		if err != nil {
+			return nil, fmt.Errorf("marshalling a message: %w", err)
+		}
+		records = append(records, Record{Key: key(a.Identity.AppID, raw.Claimed), Value: value})
+		if len(raw.Claimed.UserId) > vocabulary.LongUserIDBytes {
+			in.longUsers.Inc()
+		}
+		if raw.Truncated {
+			in.truncated.Inc()
+		}
+	}
+	return records, nil
+}
+
+// key chooses the partition: all messages of a conference go to one, in order.
+func key(appID string, c *callscopev1.Claimed) []byte {
+	k := append([]byte(appID), 0)
+	if c.ConferenceId == "" {
+		return append(append(k, 0), c.UserId...)
+	}
+	return append(k, c.ConferenceId...)
+}
+
+// Store writes records in order. It returns nil when Kafka has all of them on all replicas.
+func (in *Intake) Store(ctx context.Context, records []Record) error {
+	start := time.Now()
+	for _, r := range records {
+		if err := in.producer.Produce(ctx, r.Key, r.Value); err != nil {
+			return err
+		}
+	}
+	in.storeTimes.Observe(time.Since(start).Seconds())
+	return nil
+}
+
+// Failed counts a message that Store could not write, and says which outcome it is: Oversized or Shed.
+func (in *Intake) Failed(dialect string, err error) Outcome {
+	if errors.Is(err, stream.ErrTooLarge) {
+		in.Outcome(dialect, Oversized, "record")
+		return Oversized
+	}
+	in.Outcome(dialect, Shed, "store")
+	if !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+		in.log.Error("writing a message to Kafka failed for good", "error", err)
+	}
+	return Shed
+}
+
+// StoreJoin writes the records of a userJoined. When that takes longer than patience it returns false, counts the
+// message as join_unconfirmed and goes on trying until the gateway ends; otherwise it returns like Store. free is called
+// when the records are no longer needed.
+func (in *Intake) StoreJoin(dialect string, records []Record, patience time.Duration, free func()) (stored bool, err error) {
+	if err := in.life.Err(); err != nil {
+		free()
+		return false, err
+	}
+	done := make(chan error, 1)
+	var answered atomic.Bool // decides between the waiting caller and the late acknowledgement
+	in.kept.Go(func() {
+		defer free()
+		err := in.Store(in.life, records)
+		if answered.CompareAndSwap(false, true) {
+			done <- err
+			return
+		}
+		if err == nil {
+			in.joins.WithLabelValues("stored").Inc()
+			return
+		}
+		in.joins.WithLabelValues("lost").Inc()
+		in.log.Warn("a userJoined that was answered could not be stored", "error", err)
+	})
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case err := <-done:
+		return err == nil, err
+	case <-timer.C:
+		if answered.CompareAndSwap(false, true) {
+			in.Outcome(dialect, JoinUnconfirmed, "")
+			return false, nil
+		}
+		err := <-done
+		return err == nil, err
+	}
+}
+
+// MaskIP removes what identifies one connection: the last octet of an IPv4 address, all but the first 48 bits of an
+// IPv6 address. It returns "" for what is no address.
+func MaskIP(remoteAddr string) string {
+	host, _, err := net.SplitHostPort(remoteAddr)
+	if err != nil {
+		host = remoteAddr
+	}
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return ""
+	}
+	addr = addr.Unmap().WithZone("")
+	bits := 48
+	if addr.Is4() {
+		bits = 24
+	}
+	prefix, err := addr.Prefix(bits)
+	if err != nil {
+		return ""
+	}
+	return prefix.Addr().String()
+}
+
+// validUTF8 makes a header fit a protobuf string.
+func validUTF8(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
+
+// StoreBy is Store until a deadline. The client's connection may end before it: what was received completely is still
+// stored.
+func (in *Intake) StoreBy(deadline time.Time, records []Record) error {
+	ctx, cancel := context.WithDeadline(in.life, deadline)
+	defer cancel()
+	return in.Store(ctx, records)
+}

@@ -1,0 +1,171 @@
+package vocabulary
+
+import (
+	"encoding/json"
+	"math"
+	"strconv"
+	"unicode/utf8"
+
+	"github.com/valyala/fastjson"
+)
+
+// isText reports whether text can read the value. null counts as the empty string, as the spec says.
+func isText(v *fastjson.Value) bool {
+	switch v.Type() {
+	case fastjson.TypeObject, fastjson.TypeArray:
+		return false
+	}
+	return true
+}
+
+// text reads a string, or a number or boolean where a client writes one for a string. Everything else is "".
+func text(v *fastjson.Value) string {
+	if v == nil {
+		return ""
+	}
+	switch v.Type() {
+	case fastjson.TypeString:
+		return string(v.GetStringBytes())
+	case fastjson.TypeNumber, fastjson.TypeTrue, fastjson.TypeFalse:
+		return string(v.MarshalTo(nil))
+	}
+	return ""
+}
+
+// number reads a finite number, or a string that holds one. fastjson's own conversion may be off in the last digit.
+func number(v *fastjson.Value) (float64, bool) {
+	if v == nil {
+		return 0, false
+	}
+	var scratch [32]byte
+	var n float64
+	var err error
+	switch v.Type() {
+	case fastjson.TypeNumber:
+		n, err = strconv.ParseFloat(string(v.MarshalTo(scratch[:0])), 64)
+	case fastjson.TypeString:
+		b := v.GetStringBytes()
+		if len(b) == 0 || len(b) > 64 || b[0] > '9' {
+			return 0, false // not "Infinity", "NaN" and the like
+		}
+		n, err = strconv.ParseFloat(string(b), 64)
+	default:
+		return 0, false
+	}
+	return n, err == nil && !math.IsInf(n, 0) && !math.IsNaN(n)
+}
+
+func boolean(v *fastjson.Value) (value, ok bool) {
+	switch v.Type() {
+	case fastjson.TypeTrue:
+		return true, true
+	case fastjson.TypeFalse:
+		return false, true
+	case fastjson.TypeString:
+		switch string(v.GetStringBytes()) {
+		case "true":
+			return true, true
+		case "false":
+			return false, true
+		}
+	}
+	return false, false
+}
+
+// appendJSON writes a value as JSON. fastjson's own writer uses Go's escapes for control characters, which is no JSON.
+// Numbers keep the client's digits.
+func appendJSON(dst []byte, v *fastjson.Value) []byte {
+	switch v.Type() {
+	case fastjson.TypeObject:
+		dst = append(dst, '{')
+		start := len(dst)
+		v.GetObject().Visit(func(key []byte, v *fastjson.Value) {
+			if len(dst) > start {
+				dst = append(dst, ',')
+			}
+			dst = append(appendString(dst, key), ':')
+			dst = appendJSON(dst, v)
+		})
+		return append(dst, '}')
+	case fastjson.TypeArray:
+		dst = append(dst, '[')
+		for i, v := range v.GetArray() {
+			if i > 0 {
+				dst = append(dst, ',')
+			}
+			dst = appendJSON(dst, v)
+		}
+		return append(dst, ']')
+	case fastjson.TypeString:
+		return appendString(dst, v.GetStringBytes())
+	}
+	return v.MarshalTo(dst)
+}
+
+func appendString(dst, s []byte) []byte {
+	for _, c := range s {
+		if c < 0x20 || c == '"' || c == '\\' {
+			quoted, err := json.Marshal(string(s))
+			if err != nil {
+				panic("vocabulary: marshalling a string failed: " + err.Error()) // it cannot
+			}
+			return append(dst, quoted...)
+		}
+	}
+	dst = append(dst, '"')
+	dst = append(dst, s...)
+	return append(dst, '"')
+}
+
+// leftovers collects members that no field holds, as the inside of a JSON object.
+type leftovers struct{ members []byte }
+
+func (l *leftovers) add(key []byte, v *fastjson.Value) {
+	l.members = appendJSON(l.key(key), v)
+}
+
+// addJSON adds a member whose value is JSON already.
+func (l *leftovers) addJSON(key []byte, value string) {
+	l.members = append(l.key(key), value...)
+}
+
+func (l *leftovers) key(key []byte) []byte {
+	if len(l.members) > 0 {
+		l.members = append(l.members, ',')
+	}
+	return append(appendString(l.members, key), ':')
+}
+
+// object returns the JSON object, "" when nothing was left.
+func (l *leftovers) object() string {
+	if len(l.members) == 0 {
+		return ""
+	}
+	return "{" + string(l.members) + "}"
+}
+
+// cutBytes shortens s to at most limit bytes without splitting a code point.
+func cutBytes(s string, limit int) (string, bool) {
+	if len(s) <= limit {
+		return s, false
+	}
+	for limit > 0 && !utf8.RuneStart(s[limit]) {
+		limit--
+	}
+	return s[:limit], true
+}
+
+// cutRunes shortens s to at most limit code points.
+func cutRunes(s string, limit int) (string, bool) {
+	if len(s) <= limit {
+		return s, false
+	}
+	n := 0
+	for i := range s {
+		if n == limit {
+			return s[:i], true
+		}
+		n++
+	}
+	return s, false
+}

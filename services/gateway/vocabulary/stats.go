@@ -1,0 +1,595 @@
+package vocabulary
+
+import (
+	"strings"
+
+	"github.com/valyala/fastjson"
+
+	v1 "github.com/callscope/callscope/proto/callscope/v1"
+)
+
+// takeStats reads the getStats entries of newer clients ("stats"), or the processed reports of 3.24 and 3.26.
+func takeStats(d *decoding, m *Message, raw *v1.Raw, left *leftovers) (more []*v1.Raw) {
+	s := &v1.Stats{}
+	entries := report{d: d, stats: s}
+	var reports []*fastjson.Object
+	m.members(d, left, func(a *argument) {
+		switch string(a.key) {
+		case "stats":
+			if a.v.Type() == fastjson.TypeArray {
+				for _, entry := range a.v.GetArray() {
+					entries.entry(entry)
+				}
+				return
+			}
+		case "processedStatistics":
+			if list, ok := objects(a.v); ok && m.Dialect == v1.Dialect_DIALECT_CALLSTATS_WS_324 {
+				reports = list
+				return
+			}
+		}
+		take(a, reportTable, s)
+	})
+	entries.finish()
+	if len(reports) == 0 {
+		raw.Payload = &v1.Raw_Stats{Stats: s}
+		return nil
+	}
+	for i, o := range reports {
+		part := raw
+		rest := left
+		if i > 0 {
+			part = &v1.Raw{EventType: raw.EventType, OriginalType: raw.OriginalType}
+			rest = &leftovers{}
+			more = append(more, part)
+		}
+		// Each report has its own time; everything else of the envelope is the same.
+		c := m.claimed
+		part.Claimed = &v1.Claimed{
+			ConferenceId: c.ConferenceId, UserId: c.UserId, DeviceId: c.DeviceId, ConnectionId: c.ConnectionId,
+			RemoteId: c.RemoteId, TimeMs: c.TimeMs, ClientVersion: c.ClientVersion, SiteId: c.SiteId,
+		}
+		ps := &v1.Stats{FabricState: s.FabricState}
+		takeProcessed(d, o, part, ps, rest)
+		part.Payload = &v1.Raw_Stats{Stats: ps}
+		if i > 0 {
+			part.ExtraJson = rest.object()
+		}
+	}
+	return more
+}
+
+// reportTable holds what stands beside the entries.
+var reportTable = table[v1.Stats]{
+	"fabricState":     str(func(m *v1.Stats) *string { return &m.FabricState }),
+	"connectionState": str(func(m *v1.Stats) *string { return &m.ConnectionState }),
+	"wifiStats":       jsonOf(fastjson.TypeObject, func(m *v1.Stats) *string { return &m.WifiStatsJson }),
+	"batteryStatus": inner(table[v1.Stats]{
+		"batteryLevel":      num(func(m *v1.Stats) **float64 { return &m.BatteryLevel }),
+		"isBatteryCharging": boolField(func(m *v1.Stats) **bool { return &m.BatteryCharging }),
+	}),
+}
+
+// takeProcessed reads one of the reports of 3.24 and 3.26: streams around the browser's RTP entries, and the transports.
+func takeProcessed(d *decoding, o *fastjson.Object, raw *v1.Raw, s *v1.Stats, left *leftovers) {
+	r := report{d: d, stats: s}
+	a := &argument{d: d, left: left}
+	o.Visit(func(key []byte, v *fastjson.Value) {
+		switch string(key) {
+		case "streams":
+			if streams, ok := objects(v); ok {
+				for _, stream := range streams {
+					r.stream(stream)
+				}
+				return
+			}
+		case "Transport":
+			if v.Type() == fastjson.TypeArray {
+				for _, entry := range v.GetArray() {
+					r.entry(entry)
+				}
+				return
+			}
+		case "apiTS":
+			if t := clientTime(v); t != 0 {
+				raw.Claimed.TimeMs = t
+				return
+			}
+		}
+		a.key, a.v = key, v
+		take(a, reportTable, s)
+	})
+	r.finish()
+}
+
+// report collects the entries of one getStats report.
+type report struct {
+	d     *decoding
+	stats *v1.Stats
+	other []byte
+	// borrowed are the candidate pairs that transport entries carry inside them.
+	borrowed []*v1.CandidatePairStats
+}
+
+// entry sorts one entry by its type.
+func (r *report) entry(v *fastjson.Value) {
+	if v.Type() != fastjson.TypeObject {
+		r.keep(v)
+		return
+	}
+	o := v.GetObject()
+	typ := entryType(text(o.Get("type")))
+	remote, _ := booleanMember(o, "isRemote")
+	switch typ {
+	case "inbound-rtp", "outbound-rtp", "remote-inbound-rtp", "remote-outbound-rtp":
+		r.rtp(o, rtpType(typ, remote))
+	case "ssrc":
+		r.legacyRTP(o)
+	case "candidate-pair":
+		p := &v1.CandidatePairStats{}
+		p.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, pairStatsTable, p, left) })
+		r.stats.CandidatePairs = append(r.stats.CandidatePairs, p)
+		r.time(p.TimestampMs)
+	case "googCandidatePair":
+		p := &v1.CandidatePairStats{}
+		p.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, legacyPairTable, p, left) })
+		r.stats.CandidatePairs = append(r.stats.CandidatePairs, p)
+	case "local-candidate", "remote-candidate":
+		c := &v1.CandidateStats{Remote: typ == "remote-candidate"}
+		c.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, candidateStatsTable, c, left) })
+		r.stats.Candidates = append(r.stats.Candidates, c)
+	case "transport":
+		r.transport(o)
+	case "media-source":
+		s := &v1.MediaSourceStats{}
+		s.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, mediaSourceTable, s, left) })
+		r.stats.MediaSources = append(r.stats.MediaSources, s)
+	default:
+		r.keep(v)
+	}
+}
+
+func (r *report) keep(v *fastjson.Value) {
+	if len(r.other) > 0 {
+		r.other = append(r.other, ',')
+	}
+	r.other = appendJSON(r.other, v)
+}
+
+func (r *report) decoded(f func(*leftovers)) string {
+	var left leftovers
+	f(&left)
+	return left.object()
+}
+
+// time moves the report's time on: entries of the peer's reports are older than the report.
+func (r *report) time(ms float64) {
+	r.stats.ReportTimeMs = max(r.stats.ReportTimeMs, ms)
+}
+
+func rtpType(typ string, remote bool) v1.RtpType {
+	switch {
+	case typ == "remote-inbound-rtp", typ == "inbound-rtp" && remote:
+		return v1.RtpType_RTP_TYPE_REMOTE_INBOUND
+	case typ == "remote-outbound-rtp", typ == "outbound-rtp" && remote:
+		return v1.RtpType_RTP_TYPE_REMOTE_OUTBOUND
+	case typ == "inbound-rtp":
+		return v1.RtpType_RTP_TYPE_INBOUND
+	default:
+		return v1.RtpType_RTP_TYPE_OUTBOUND
+	}
+}
+
+func isLocal(t v1.RtpType) bool {
+	return t == v1.RtpType_RTP_TYPE_INBOUND || t == v1.RtpType_RTP_TYPE_OUTBOUND
+}
+
+func (r *report) rtp(o *fastjson.Object, t v1.RtpType) *v1.RtpStats {
+	s := &v1.RtpStats{Type: t}
+	s.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, rtpTable, s, left) })
+	return r.addRTP(s, o)
+}
+
+func (r *report) addRTP(s *v1.RtpStats, o *fastjson.Object) *v1.RtpStats {
+	if s.Kind == "" {
+		s.Kind = text(o.Get("csioMediaType"))
+	}
+	r.stats.Rtp = append(r.stats.Rtp, s)
+	if isLocal(s.Type) {
+		r.time(s.TimestampMs)
+	}
+	return s
+}
+
+// transport reads a transport entry. Callstats clients merge the selected pair's members into it; where the report has
+// no entry for that pair, as in 3.24, the pair is taken out of it again.
+func (r *report) transport(o *fastjson.Object) {
+	t := &v1.TransportStats{}
+	t.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, transportTable, t, left) })
+	r.stats.Transports = append(r.stats.Transports, t)
+	if ms, ok := number(o.Get("timestamp")); ok {
+		r.time(ms)
+	}
+	if t.SelectedCandidatePairId != "" && o.Get("localCandidateId") != nil {
+		p := &v1.CandidatePairStats{}
+		var known leftovers // in the transport entry
+		decode(r.d, o, pairStatsTable, p, &known)
+		p.Id = t.SelectedCandidatePairId
+		r.borrowed = append(r.borrowed, p)
+	}
+}
+
+// finish marks the selected pairs and closes the report.
+func (r *report) finish() {
+	if len(r.other) > 0 {
+		r.stats.OtherEntriesJson = "[" + string(r.other) + "]"
+	}
+	for _, p := range r.borrowed {
+		if !hasPair(r.stats.CandidatePairs, p.Id) {
+			r.stats.CandidatePairs = append(r.stats.CandidatePairs, p)
+		}
+	}
+	for _, t := range r.stats.Transports {
+		for _, p := range r.stats.CandidatePairs {
+			if p.Id != "" && p.Id == t.SelectedCandidatePairId {
+				p.Selected = true
+			}
+		}
+	}
+}
+
+func hasPair(pairs []*v1.CandidatePairStats, id string) bool {
+	for _, p := range pairs {
+		if p.Id == id {
+			return true
+		}
+	}
+	return false
+}
+
+// stream reads an RTP entry of 3.24 or 3.26 with what the client wrote around it.
+func (r *report) stream(o *fastjson.Object) {
+	data := o.Get("data")
+	var s *v1.RtpStats
+	switch {
+	case data == nil || data.Type() != fastjson.TypeObject:
+		s = r.addRTP(&v1.RtpStats{Type: streamType(o)}, o)
+	case text(data.Get("type")) == "ssrc":
+		s = r.legacyRTP(data.GetObject())
+	default:
+		t := streamType(o)
+		switch typ := entryType(text(data.Get("type"))); typ {
+		case "inbound-rtp", "outbound-rtp", "remote-inbound-rtp", "remote-outbound-rtp":
+			remote, _ := booleanMember(data.GetObject(), "isRemote")
+			t = rtpType(typ, remote)
+		}
+		s = r.rtp(data.GetObject(), t)
+	}
+	var left leftovers
+	userID := ""
+	a := &argument{d: r.d, left: &left}
+	o.Visit(func(key []byte, v *fastjson.Value) {
+		switch string(key) {
+		case "data":
+			if v.Type() == fastjson.TypeObject {
+				return
+			}
+		case "userID":
+			userID = text(v)
+			return
+		}
+		a.key, a.v = key, v
+		take(a, streamTable, s)
+	})
+	// A user id is an association only beside a usage label: these clients also put the remote user on outbound
+	// streams that nobody associated.
+	switch {
+	case s.AssociatedUserId == "" && s.UsageLabel != "":
+		s.AssociatedUserId = userID
+	case userID != "" && userID != s.AssociatedUserId:
+		left.addJSON([]byte("userID"), string(appendString(nil, []byte(userID))))
+	}
+	s.ExtraJson = joinObjects(s.ExtraJson, left.object())
+}
+
+func streamType(o *fastjson.Object) v1.RtpType {
+	outbound := text(o.Get("streamType")) == "outbound"
+	remote := text(o.Get("reportType")) == "remote"
+	switch {
+	case outbound && remote: // what the peer reports of our outbound stream
+		return v1.RtpType_RTP_TYPE_REMOTE_INBOUND
+	case outbound:
+		return v1.RtpType_RTP_TYPE_OUTBOUND
+	case remote:
+		return v1.RtpType_RTP_TYPE_REMOTE_OUTBOUND
+	default:
+		return v1.RtpType_RTP_TYPE_INBOUND
+	}
+}
+
+// joinObjects joins two JSON objects, either of which may be "".
+func joinObjects(a, b string) string {
+	switch {
+	case a == "":
+		return b
+	case b == "":
+		return a
+	}
+	return a[:len(a)-1] + "," + b[1:]
+}
+
+var streamTable = table[v1.RtpStats]{
+	"ssrc":               sameStr(func(m *v1.RtpStats) *string { return &m.Ssrc }),
+	"streamType":         ignored[v1.RtpStats],
+	"reportType":         ignored[v1.RtpStats],
+	"cname":              sameStr(func(m *v1.RtpStats) *string { return &m.Cname }),
+	"msid":               sameStr(func(m *v1.RtpStats) *string { return &m.Msid }),
+	"usage":              usageLabel,
+	"usageLabel":         usageLabel,
+	"remoteUserID":       str(func(m *v1.RtpStats) *string { return &m.AssociatedUserId }),
+	"associatedVideoTag": str(func(m *v1.RtpStats) *string { return &m.AssociatedVideoTag }),
+}
+
+var usageLabel = cutStr(func(m *v1.RtpStats) *string { return &m.UsageLabel }, cutBytes, maxUsageLabelBytes)
+
+func booleanMember(o *fastjson.Object, name string) (value, ok bool) {
+	v := o.Get(name)
+	if v == nil {
+		return false, false
+	}
+	return boolean(v)
+}
+
+var rtpTable = table[v1.RtpStats]{
+	"type":      ignored[v1.RtpStats],
+	"isRemote":  ignored[v1.RtpStats],
+	"id":        str(func(m *v1.RtpStats) *string { return &m.Id }),
+	"ssrc":      str(func(m *v1.RtpStats) *string { return &m.Ssrc }),
+	"kind":      sameStr(func(m *v1.RtpStats) *string { return &m.Kind }),
+	"mediaType": sameStr(func(m *v1.RtpStats) *string { return &m.Kind }),
+	"timestamp": plainNum(func(m *v1.RtpStats) *float64 { return &m.TimestampMs }),
+
+	"mimeType":        str(func(m *v1.RtpStats) *string { return &m.MimeType }),
+	"payloadType":     uint32Num(func(m *v1.RtpStats) **uint32 { return &m.PayloadType }),
+	"clockRate":       num(func(m *v1.RtpStats) **float64 { return &m.ClockRate }),
+	"trackIdentifier": str(func(m *v1.RtpStats) *string { return &m.TrackIdentifier }),
+	"mid":             str(func(m *v1.RtpStats) *string { return &m.Mid }),
+
+	"packetsReceived":           num(func(m *v1.RtpStats) **float64 { return &m.PacketsReceived }),
+	"packetsLost":               num(func(m *v1.RtpStats) **float64 { return &m.PacketsLost }),
+	"packetsSent":               num(func(m *v1.RtpStats) **float64 { return &m.PacketsSent }),
+	"packetsDiscarded":          num(func(m *v1.RtpStats) **float64 { return &m.PacketsDiscarded }),
+	"discardedPackets":          num(func(m *v1.RtpStats) **float64 { return &m.PacketsDiscarded }),
+	"bytesReceived":             num(func(m *v1.RtpStats) **float64 { return &m.BytesReceived }),
+	"bytesSent":                 num(func(m *v1.RtpStats) **float64 { return &m.BytesSent }),
+	"headerBytesReceived":       num(func(m *v1.RtpStats) **float64 { return &m.HeaderBytesReceived }),
+	"headerBytesSent":           num(func(m *v1.RtpStats) **float64 { return &m.HeaderBytesSent }),
+	"jitter":                    num(func(m *v1.RtpStats) **float64 { return &m.Jitter }),
+	"fractionLost":              num(func(m *v1.RtpStats) **float64 { return &m.FractionLost }),
+	"roundTripTime":             num(func(m *v1.RtpStats) **float64 { return &m.RoundTripTime }),
+	"mozRtt":                    scaled(func(m *v1.RtpStats) **float64 { return &m.RoundTripTime }, 1e-3),
+	"totalRoundTripTime":        num(func(m *v1.RtpStats) **float64 { return &m.TotalRoundTripTime }),
+	"roundTripTimeMeasurements": num(func(m *v1.RtpStats) **float64 { return &m.RoundTripTimeMeasurements }),
+	"jitterBufferDelay":         num(func(m *v1.RtpStats) **float64 { return &m.JitterBufferDelay }),
+	"jitterBufferEmittedCount":  num(func(m *v1.RtpStats) **float64 { return &m.JitterBufferEmittedCount }),
+
+	"audioLevel":             num(func(m *v1.RtpStats) **float64 { return &m.AudioLevel }),
+	"totalAudioEnergy":       num(func(m *v1.RtpStats) **float64 { return &m.TotalAudioEnergy }),
+	"totalSamplesReceived":   num(func(m *v1.RtpStats) **float64 { return &m.TotalSamplesReceived }),
+	"totalSamplesDuration":   num(func(m *v1.RtpStats) **float64 { return &m.TotalSamplesDuration }),
+	"concealedSamples":       num(func(m *v1.RtpStats) **float64 { return &m.ConcealedSamples }),
+	"silentConcealedSamples": num(func(m *v1.RtpStats) **float64 { return &m.SilentConcealedSamples }),
+	"concealmentEvents":      num(func(m *v1.RtpStats) **float64 { return &m.ConcealmentEvents }),
+
+	"frameWidth":           num(func(m *v1.RtpStats) **float64 { return &m.FrameWidth }),
+	"frameHeight":          num(func(m *v1.RtpStats) **float64 { return &m.FrameHeight }),
+	"framesPerSecond":      num(func(m *v1.RtpStats) **float64 { return &m.FramesPerSecond }),
+	"framesDecoded":        num(func(m *v1.RtpStats) **float64 { return &m.FramesDecoded }),
+	"framesReceived":       num(func(m *v1.RtpStats) **float64 { return &m.FramesReceived }),
+	"framesDropped":        num(func(m *v1.RtpStats) **float64 { return &m.FramesDropped }),
+	"framesEncoded":        num(func(m *v1.RtpStats) **float64 { return &m.FramesEncoded }),
+	"framesSent":           num(func(m *v1.RtpStats) **float64 { return &m.FramesSent }),
+	"keyFramesDecoded":     num(func(m *v1.RtpStats) **float64 { return &m.KeyFramesDecoded }),
+	"keyFramesEncoded":     num(func(m *v1.RtpStats) **float64 { return &m.KeyFramesEncoded }),
+	"freezeCount":          num(func(m *v1.RtpStats) **float64 { return &m.FreezeCount }),
+	"totalFreezesDuration": num(func(m *v1.RtpStats) **float64 { return &m.TotalFreezesDuration }),
+	"pauseCount":           num(func(m *v1.RtpStats) **float64 { return &m.PauseCount }),
+	"totalPausesDuration":  num(func(m *v1.RtpStats) **float64 { return &m.TotalPausesDuration }),
+	"totalDecodeTime":      num(func(m *v1.RtpStats) **float64 { return &m.TotalDecodeTime }),
+	"totalEncodeTime":      num(func(m *v1.RtpStats) **float64 { return &m.TotalEncodeTime }),
+	"qpSum":                num(func(m *v1.RtpStats) **float64 { return &m.QpSum }),
+	"nackCount":            num(func(m *v1.RtpStats) **float64 { return &m.NackCount }),
+	"pliCount":             num(func(m *v1.RtpStats) **float64 { return &m.PliCount }),
+	"firCount":             num(func(m *v1.RtpStats) **float64 { return &m.FirCount }),
+
+	"retransmittedPacketsSent":     num(func(m *v1.RtpStats) **float64 { return &m.RetransmittedPacketsSent }),
+	"retransmittedPacketsReceived": num(func(m *v1.RtpStats) **float64 { return &m.RetransmittedPacketsReceived }),
+	"targetBitrate":                num(func(m *v1.RtpStats) **float64 { return &m.TargetBitrate }),
+	"qualityLimitationReason":      str(func(m *v1.RtpStats) *string { return &m.QualityLimitationReason }),
+	"qualityLimitationDurations": inner(table[v1.RtpStats]{
+		"cpu":       num(func(m *v1.RtpStats) **float64 { return &m.QualityLimitationCpu }),
+		"bandwidth": num(func(m *v1.RtpStats) **float64 { return &m.QualityLimitationBandwidth }),
+	}),
+	"totalInterFrameDelay":        num(func(m *v1.RtpStats) **float64 { return &m.TotalInterFrameDelay }),
+	"totalSquaredInterFrameDelay": num(func(m *v1.RtpStats) **float64 { return &m.TotalSquaredInterFrameDelay }),
+	"localId":                     str(func(m *v1.RtpStats) *string { return &m.LocalId }),
+	"remoteId":                    str(func(m *v1.RtpStats) *string { return &m.RemoteId }),
+	"mediaSourceId":               str(func(m *v1.RtpStats) *string { return &m.MediaSourceId }),
+	"encoderImplementation":       str(func(m *v1.RtpStats) *string { return &m.EncoderImplementation }),
+	"decoderImplementation":       str(func(m *v1.RtpStats) *string { return &m.DecoderImplementation }),
+	"rid":                         str(func(m *v1.RtpStats) *string { return &m.Rid }),
+
+	"usageLabel":         usageLabel,
+	"remoteUserID":       str(func(m *v1.RtpStats) *string { return &m.AssociatedUserId }),
+	"associatedVideoTag": str(func(m *v1.RtpStats) *string { return &m.AssociatedVideoTag }),
+	"cname":              str(func(m *v1.RtpStats) *string { return &m.Cname }),
+	"msid":               str(func(m *v1.RtpStats) *string { return &m.Msid }),
+}
+
+var pairStatsTable = table[v1.CandidatePairStats]{
+	"type":                     ignored[v1.CandidatePairStats],
+	"id":                       str(func(m *v1.CandidatePairStats) *string { return &m.Id }),
+	"timestamp":                plainNum(func(m *v1.CandidatePairStats) *float64 { return &m.TimestampMs }),
+	"localCandidateId":         str(func(m *v1.CandidatePairStats) *string { return &m.LocalCandidateId }),
+	"remoteCandidateId":        str(func(m *v1.CandidatePairStats) *string { return &m.RemoteCandidateId }),
+	"state":                    str(func(m *v1.CandidatePairStats) *string { return &m.State }),
+	"nominated":                boolField(func(m *v1.CandidatePairStats) **bool { return &m.Nominated }),
+	"selected":                 plainBool(func(m *v1.CandidatePairStats) *bool { return &m.Selected }), // Firefox
+	"googActiveConnection":     plainBool(func(m *v1.CandidatePairStats) *bool { return &m.Selected }),
+	"currentRoundTripTime":     num(func(m *v1.CandidatePairStats) **float64 { return &m.CurrentRoundTripTime }),
+	"totalRoundTripTime":       num(func(m *v1.CandidatePairStats) **float64 { return &m.TotalRoundTripTime }),
+	"responsesReceived":        num(func(m *v1.CandidatePairStats) **float64 { return &m.ResponsesReceived }),
+	"availableOutgoingBitrate": num(func(m *v1.CandidatePairStats) **float64 { return &m.AvailableOutgoingBitrate }),
+	"availableIncomingBitrate": num(func(m *v1.CandidatePairStats) **float64 { return &m.AvailableIncomingBitrate }),
+	"bytesSent":                num(func(m *v1.CandidatePairStats) **float64 { return &m.BytesSent }),
+	"bytesReceived":            num(func(m *v1.CandidatePairStats) **float64 { return &m.BytesReceived }),
+	"packetsSent":              num(func(m *v1.CandidatePairStats) **float64 { return &m.PacketsSent }),
+	"packetsReceived":          num(func(m *v1.CandidatePairStats) **float64 { return &m.PacketsReceived }),
+	"requestsSent":             num(func(m *v1.CandidatePairStats) **float64 { return &m.RequestsSent }),
+}
+
+var candidateStatsTable = table[v1.CandidateStats]{
+	"type":          ignored[v1.CandidateStats],
+	"isRemote":      ignored[v1.CandidateStats],
+	"id":            str(func(m *v1.CandidateStats) *string { return &m.Id }),
+	"candidateType": candidateType(func(m *v1.CandidateStats) *string { return &m.CandidateType }),
+	"protocol":      sameStr(func(m *v1.CandidateStats) *string { return &m.Protocol }),
+	"transport":     sameStr(func(m *v1.CandidateStats) *string { return &m.Protocol }),
+	"networkType":   str(func(m *v1.CandidateStats) *string { return &m.NetworkType }),
+	"relayProtocol": str(func(m *v1.CandidateStats) *string { return &m.RelayProtocol }),
+	"address":       sameStr(func(m *v1.CandidateStats) *string { return &m.Address }),
+	"ip":            sameStr(func(m *v1.CandidateStats) *string { return &m.Address }),
+	"ipAddress":     sameStr(func(m *v1.CandidateStats) *string { return &m.Address }),
+	"port":          uint32Num(func(m *v1.CandidateStats) **uint32 { return &m.Port }),
+	"portNumber":    uint32Num(func(m *v1.CandidateStats) **uint32 { return &m.Port }),
+}
+
+var transportTable = table[v1.TransportStats]{
+	"type":                         ignored[v1.TransportStats],
+	"id":                           str(func(m *v1.TransportStats) *string { return &m.Id }),
+	"selectedCandidatePairId":      str(func(m *v1.TransportStats) *string { return &m.SelectedCandidatePairId }),
+	"bytesSent":                    num(func(m *v1.TransportStats) **float64 { return &m.BytesSent }),
+	"bytesReceived":                num(func(m *v1.TransportStats) **float64 { return &m.BytesReceived }),
+	"packetsSent":                  num(func(m *v1.TransportStats) **float64 { return &m.PacketsSent }),
+	"packetsReceived":              num(func(m *v1.TransportStats) **float64 { return &m.PacketsReceived }),
+	"selectedCandidatePairChanges": num(func(m *v1.TransportStats) **float64 { return &m.SelectedCandidatePairChanges }),
+	"dtlsState":                    str(func(m *v1.TransportStats) *string { return &m.DtlsState }),
+	"iceState":                     str(func(m *v1.TransportStats) *string { return &m.IceState }),
+}
+
+var mediaSourceTable = table[v1.MediaSourceStats]{
+	"type":                 ignored[v1.MediaSourceStats],
+	"id":                   str(func(m *v1.MediaSourceStats) *string { return &m.Id }),
+	"kind":                 str(func(m *v1.MediaSourceStats) *string { return &m.Kind }),
+	"trackIdentifier":      str(func(m *v1.MediaSourceStats) *string { return &m.TrackIdentifier }),
+	"audioLevel":           num(func(m *v1.MediaSourceStats) **float64 { return &m.AudioLevel }),
+	"totalAudioEnergy":     num(func(m *v1.MediaSourceStats) **float64 { return &m.TotalAudioEnergy }),
+	"totalSamplesDuration": num(func(m *v1.MediaSourceStats) **float64 { return &m.TotalSamplesDuration }),
+	"width":                num(func(m *v1.MediaSourceStats) **float64 { return &m.Width }),
+	"height":               num(func(m *v1.MediaSourceStats) **float64 { return &m.Height }),
+	"framesPerSecond":      num(func(m *v1.MediaSourceStats) **float64 { return &m.FramesPerSecond }),
+	"frames":               num(func(m *v1.MediaSourceStats) **float64 { return &m.Frames }),
+}
+
+// The statistics of Chrome before the standard: everything is a string, times are milliseconds, audio levels go to
+// 32767, and an outbound stream's entry also holds what the peer reported of it.
+
+func (r *report) legacyRTP(o *fastjson.Object) *v1.RtpStats {
+	outbound := o.Get("packetsSent") != nil || strings.HasSuffix(text(o.Get("id")), "_send")
+	s := &v1.RtpStats{Type: v1.RtpType_RTP_TYPE_INBOUND}
+	t := legacyInboundTable
+	if outbound {
+		s.Type = v1.RtpType_RTP_TYPE_OUTBOUND
+		t = legacyOutboundTable
+	}
+	s.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, t, s, left) })
+	if s.MimeType != "" && s.Kind != "" {
+		s.MimeType = s.Kind + "/" + s.MimeType // googCodecName has the name alone
+	}
+	r.addRTP(s, o)
+	if outbound {
+		peer := &v1.RtpStats{Type: v1.RtpType_RTP_TYPE_REMOTE_INBOUND, Ssrc: s.Ssrc, Kind: s.Kind, LocalId: s.Id, TimestampMs: s.TimestampMs}
+		var known leftovers // in the outbound entry
+		decode(r.d, o, legacyPeerTable, peer, &known)
+		if peer.PacketsLost != nil || peer.RoundTripTime != nil || peer.Jitter != nil {
+			r.stats.Rtp = append(r.stats.Rtp, peer)
+		}
+	}
+	return s
+}
+
+const audioLevelScale = 1.0 / 32767
+
+var legacyCommonTable = table[v1.RtpStats]{
+	"type":          ignored[v1.RtpStats],
+	"id":            str(func(m *v1.RtpStats) *string { return &m.Id }),
+	"ssrc":          str(func(m *v1.RtpStats) *string { return &m.Ssrc }),
+	"mediaType":     sameStr(func(m *v1.RtpStats) *string { return &m.Kind }),
+	"kind":          sameStr(func(m *v1.RtpStats) *string { return &m.Kind }),
+	"timestamp":     plainNum(func(m *v1.RtpStats) *float64 { return &m.TimestampMs }),
+	"googCodecName": str(func(m *v1.RtpStats) *string { return &m.MimeType }),
+	"googTrackId":   str(func(m *v1.RtpStats) *string { return &m.TrackIdentifier }),
+
+	"totalAudioEnergy":     num(func(m *v1.RtpStats) **float64 { return &m.TotalAudioEnergy }),
+	"totalSamplesDuration": num(func(m *v1.RtpStats) **float64 { return &m.TotalSamplesDuration }),
+	"qpSum":                num(func(m *v1.RtpStats) **float64 { return &m.QpSum }),
+}
+
+var legacyInboundTable = legacyWith(table[v1.RtpStats]{
+	"packetsReceived":         num(func(m *v1.RtpStats) **float64 { return &m.PacketsReceived }),
+	"packetsLost":             num(func(m *v1.RtpStats) **float64 { return &m.PacketsLost }),
+	"bytesReceived":           num(func(m *v1.RtpStats) **float64 { return &m.BytesReceived }),
+	"googJitterReceived":      scaled(func(m *v1.RtpStats) **float64 { return &m.Jitter }, 1e-3),
+	"audioOutputLevel":        scaled(func(m *v1.RtpStats) **float64 { return &m.AudioLevel }, audioLevelScale),
+	"framesDecoded":           num(func(m *v1.RtpStats) **float64 { return &m.FramesDecoded }),
+	"googFrameWidthReceived":  num(func(m *v1.RtpStats) **float64 { return &m.FrameWidth }),
+	"googFrameHeightReceived": num(func(m *v1.RtpStats) **float64 { return &m.FrameHeight }),
+	"googFrameRateReceived":   num(func(m *v1.RtpStats) **float64 { return &m.FramesPerSecond }),
+	"googNacksSent":           num(func(m *v1.RtpStats) **float64 { return &m.NackCount }),
+	"googPlisSent":            num(func(m *v1.RtpStats) **float64 { return &m.PliCount }),
+	"googFirsSent":            num(func(m *v1.RtpStats) **float64 { return &m.FirCount }),
+})
+
+var legacyOutboundTable = legacyWith(table[v1.RtpStats]{
+	"packetsSent":         num(func(m *v1.RtpStats) **float64 { return &m.PacketsSent }),
+	"bytesSent":           num(func(m *v1.RtpStats) **float64 { return &m.BytesSent }),
+	"audioInputLevel":     scaled(func(m *v1.RtpStats) **float64 { return &m.AudioLevel }, audioLevelScale),
+	"framesEncoded":       num(func(m *v1.RtpStats) **float64 { return &m.FramesEncoded }),
+	"googFrameWidthSent":  num(func(m *v1.RtpStats) **float64 { return &m.FrameWidth }),
+	"googFrameHeightSent": num(func(m *v1.RtpStats) **float64 { return &m.FrameHeight }),
+	"googFrameRateSent":   num(func(m *v1.RtpStats) **float64 { return &m.FramesPerSecond }),
+	"googNacksReceived":   num(func(m *v1.RtpStats) **float64 { return &m.NackCount }),
+	"googPlisReceived":    num(func(m *v1.RtpStats) **float64 { return &m.PliCount }),
+	"googFirsReceived":    num(func(m *v1.RtpStats) **float64 { return &m.FirCount }),
+	"packetsLost":         ignored[v1.RtpStats], // in the peer's entry
+	"googRtt":             ignored[v1.RtpStats],
+	"googJitterReceived":  ignored[v1.RtpStats],
+})
+
+var legacyPeerTable = table[v1.RtpStats]{
+	"packetsLost":        num(func(m *v1.RtpStats) **float64 { return &m.PacketsLost }),
+	"googRtt":            scaled(func(m *v1.RtpStats) **float64 { return &m.RoundTripTime }, 1e-3),
+	"googJitterReceived": scaled(func(m *v1.RtpStats) **float64 { return &m.Jitter }, 1e-3),
+}
+
+func legacyWith(t table[v1.RtpStats]) table[v1.RtpStats] {
+	for name, f := range legacyCommonTable {
+		t[name] = f
+	}
+	return t
+}
+
+var legacyPairTable = table[v1.CandidatePairStats]{
+	"type":                 ignored[v1.CandidatePairStats],
+	"id":                   str(func(m *v1.CandidatePairStats) *string { return &m.Id }),
+	"timestamp":            plainNum(func(m *v1.CandidatePairStats) *float64 { return &m.TimestampMs }),
+	"localCandidateId":     str(func(m *v1.CandidatePairStats) *string { return &m.LocalCandidateId }),
+	"remoteCandidateId":    str(func(m *v1.CandidatePairStats) *string { return &m.RemoteCandidateId }),
+	"googActiveConnection": plainBool(func(m *v1.CandidatePairStats) *bool { return &m.Selected }),
+	"googRtt":              scaled(func(m *v1.CandidatePairStats) **float64 { return &m.CurrentRoundTripTime }, 1e-3),
+	"bytesSent":            num(func(m *v1.CandidatePairStats) **float64 { return &m.BytesSent }),
+	"bytesReceived":        num(func(m *v1.CandidatePairStats) **float64 { return &m.BytesReceived }),
+	"packetsSent":          num(func(m *v1.CandidatePairStats) **float64 { return &m.PacketsSent }),
+	"responsesReceived":    num(func(m *v1.CandidatePairStats) **float64 { return &m.ResponsesReceived }),
+	"requestsSent":         num(func(m *v1.CandidatePairStats) **float64 { return &m.RequestsSent }),
+}
