@@ -1,0 +1,131 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// row is one row of a public view, as ClickHouse's JSONEachRow gives it.
+type row map[string]any
+
+func (r row) text(column string) string {
+	switch v := r[column].(type) {
+	case nil:
+		return ""
+	case string:
+		return v
+	default:
+		return fmt.Sprint(v)
+	}
+}
+
+func (r row) number(column string) *float64 {
+	if v, ok := r[column].(float64); ok {
+		return &v
+	}
+	return nil
+}
+
+// millis reads a DateTime64(3,'UTC') column as epoch milliseconds.
+func (r row) millis(t *testing.T, column string) float64 {
+	t.Helper()
+	at, err := time.Parse("2006-01-02 15:04:05.000", r.text(column))
+	if err != nil {
+		t.Fatalf("column %s: %v", column, err)
+	}
+	return float64(at.UnixMilli())
+}
+
+// query runs one statement over the engine's HTTP interface, with nothing of
+// callscope in between.
+func query(engine, sql string) ([]row, error) {
+	parameters := url.Values{
+		"database": {"callscope"},
+		"query":    {sql + " FORMAT JSONEachRow"},
+		"output_format_json_quote_64bit_integers": {"0"},
+	}
+	response, err := http.Get("http://" + engine + "/?" + parameters.Encode())
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(response.Body)
+	if err != nil {
+		return nil, err
+	}
+	if response.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(body)))
+	}
+	var rows []row
+	for _, line := range strings.Split(strings.TrimSpace(string(body)), "\n") {
+		if line == "" {
+			continue
+		}
+		var r row
+		if err := json.Unmarshal([]byte(line), &r); err != nil {
+			return nil, fmt.Errorf("reading %q: %w", line, err)
+		}
+		rows = append(rows, r)
+	}
+	return rows, nil
+}
+
+func mustQuery(t *testing.T, engine, sql string) []row {
+	t.Helper()
+	rows, err := query(engine, sql)
+	if err != nil {
+		t.Fatalf("querying %s: %v", sql, err)
+	}
+	return rows
+}
+
+func quote(s string) string {
+	return "'" + strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) + "'"
+}
+
+// views are the public views that hold one call.
+var views = []string{"conferences", "participants", "fabrics", "streams", "samples", "fabric_samples", "events", "feedback", "failures"}
+
+// differing are columns that come from the gateway's clock or from the order of
+// arrival, so that they differ between two runs of the same recording.
+var differing = []string{"duration_ms", "presence_ms", "participant_minutes", "media_participant_minutes", "revision",
+	"first_raw_offset", "last_raw_offset"}
+
+var (
+	moment = regexp.MustCompile(`^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d`)
+	perRun = regexp.MustCompile(`\b1[78]\d{11}(\.\d+)?\b|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+|[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}`)
+)
+
+// comparable renders what a view says of a conference so that two runs of the
+// same recording give the same text: in any order, without identities and
+// times, and with moments inside JSON texts blanked.
+func comparable(t *testing.T, engine, view, conferenceID string) []string {
+	t.Helper()
+	rows := mustQuery(t, engine, fmt.Sprintf("SELECT * FROM %s WHERE conference_id = %s", view, quote(conferenceID)))
+	var out []string
+	for _, r := range rows {
+		columns := make([]string, 0, len(r))
+		for column, value := range r {
+			if strings.HasSuffix(column, "_uid") || slices.Contains(differing, column) || moment.MatchString(r.text(column)) {
+				continue
+			}
+			if number, ok := value.(float64); ok {
+				value = math.Round(number*100) / 100
+			}
+			columns = append(columns, fmt.Sprintf("%s=%v", column, value))
+		}
+		slices.Sort(columns)
+		out = append(out, perRun.ReplaceAllString(strings.Join(columns, " "), "*"))
+	}
+	slices.Sort(out)
+	return out
+}
