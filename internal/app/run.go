@@ -45,6 +45,7 @@ func newProcess(s *settings, log *slog.Logger, demo bool) *process {
 
 func (c *cli) allCommand() *cobra.Command {
 	var demo bool
+	var call democall
 	cmd := &cobra.Command{
 		Use:   "all",
 		Short: "Run every service in this process",
@@ -68,10 +69,29 @@ engine, both on loopback with their data below --data.`,
 					return unreachable(err)
 				}
 			}
-			return c.serve(cmd.Context(), s, demo, (*process).startAll)
+			if len(call.files) > 0 && !demo {
+				return &codedError{exitUsage, errors.New("--play needs --demo: the recordings are of its app")}
+			}
+			return c.serve(cmd.Context(), s, demo, func(p *process, ctx context.Context) error {
+				if err := p.startAll(ctx); err != nil || len(call.files) == 0 {
+					return err
+				}
+				return p.group.start(ctx, service{
+					name: "recorded call", drain: 2 * time.Second, ready: func() error { return nil },
+					run: func(ctx context.Context) error {
+						if err := call.show(ctx, c, p); err != nil {
+							return err
+						}
+						<-ctx.Done()
+						return nil
+					},
+				})
+			})
 		},
 	}
 	c.dataFlag(cmd)
+	cmd.Flags().StringArrayVar(&call.files, "play", nil, "play this recording and print its rows; may be given more than once")
+	cmd.Flags().Float64Var(&call.speed, "speed", 1, "how many times faster than recorded --play plays")
 	cmd.Flags().BoolVar(&demo, "demo", false, "add the app of the recordings, AppID "+demoAppID+", on loopback only")
 	return cmd
 }

@@ -762,6 +762,16 @@ func testLag(t *testing.T, k cluster) {
 	if l := got[0]; l.Committed != 4 || l.Start != 7 || l.Lag != 3 || !l.BehindSince.Equal(at(7)) {
 		t.Errorf("with the committed offset expired: %+v", l)
 	}
+	// A group that nobody has joined yet is behind by everything; with a cluster that has seen no group at all too.
+	got, err = c.Lag(t.Context(), group+"-nobody", []string{b})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range got {
+		if l.Committed != -1 || l.Lag != 10 {
+			t.Errorf("a group that does not exist: %+v", l)
+		}
+	}
 	if _, err := c.Lag(t.Context(), group, []string{"no.such.topic"}); err == nil {
 		t.Error("no error for an unknown topic")
 	}

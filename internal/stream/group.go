@@ -113,12 +113,18 @@ func (c *Client) committed(ctx context.Context, groupID string, topics map[strin
 	if err != nil {
 		return nil, err
 	}
+	all := make(map[topicPartition]kafka.OffsetFetchPartition)
+	if errors.Is(res.Error, kafka.GroupIdNotFound) {
+		return all, nil // nobody has joined it yet, so nothing is committed
+	}
 	if res.Error != nil {
 		return nil, res.Error
 	}
-	all := make(map[topicPartition]kafka.OffsetFetchPartition)
 	for topic, parts := range res.Topics {
 		for _, p := range parts {
+			if errors.Is(p.Error, kafka.GroupIdNotFound) {
+				continue
+			}
 			if p.Error != nil {
 				return nil, fmt.Errorf("%s/%d: %w", topic, p.Partition, p.Error)
 			}
