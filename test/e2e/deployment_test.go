@@ -167,6 +167,7 @@ func ready(t *testing.T, p *process, admin string) {
 type deployment struct {
 	gateway string // address of the gateway
 	engine  string // address of the engine's HTTP interface
+	admin   string // address of the admin server, of one process
 	one     *process
 	again   func() *process // starts the one process again, same data
 }
@@ -175,13 +176,13 @@ type deployment struct {
 func oneProcess(t *testing.T) *deployment {
 	t.Helper()
 	dir := t.TempDir()
-	d := &deployment{gateway: freeAddress(t), engine: freeAddress(t)}
-	admin, broker := freeAddress(t), freeAddress(t)
+	d := &deployment{gateway: freeAddress(t), engine: freeAddress(t), admin: freeAddress(t)}
+	broker := freeAddress(t)
 	d.again = func() *process {
 		p := start(t, "callscope all", "all", "--demo", "--data", dir,
-			"--set", "gateway.addr="+d.gateway, "--set", "admin.addr="+admin,
+			"--set", "gateway.addr="+d.gateway, "--set", "admin.addr="+d.admin,
 			"--set", "kafka.embedded_addr="+broker, "--set", "clickhouse.embedded_addr="+d.engine)
-		ready(t, p, admin)
+		ready(t, p, d.admin)
 		return p
 	}
 	d.one = d.again()

@@ -1,0 +1,60 @@
+# One line a target; `make help` prints them. V=1 shows the commands.
+ifeq ($(V),)
+.SILENT:
+endif
+SHELL := /bin/sh
+BIN := bin/callscope
+export CGO_ENABLED ?= 0
+GOFILES = $(shell git ls-files '*.go' ':!*.pb.go')
+
+.DEFAULT_GOAL := help
+.PHONY: help build run test race lint fmt proto proto-check bench fuzz e2e engine clean
+
+help: ## print this help
+	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+build: ## build bin/callscope
+	go build -trimpath -o $(BIN) ./cmd/callscope
+
+engine: ## fetch the ClickHouse library once per machine (npm)
+	sh internal/embedded/npm/fetch.sh
+
+run: build engine ## start everything on loopback, play a recorded call and show its rows
+	$(BIN) all --demo --log-level warn --play test/captures/two-users-hs256.jsonl --speed 8
+
+test: engine ## every test: unit, whole chain in one and in several processes, Apache Kafka
+	go test -count=1 -timeout 30m ./...
+
+e2e: engine ## only the tests that drive the real binary
+	go test -count=1 -timeout 30m -v ./test/...
+
+race: engine ## the unit tests under the race detector (needs a C compiler)
+	CGO_ENABLED=1 go test -race -count=1 -timeout 30m ./internal/... ./services/...
+
+lint: ## formatting, go vet and golangci-lint when it is installed
+	unformatted=$$(gofmt -l $(GOFILES)); if [ -n "$$unformatted" ]; then echo "not formatted (make fmt): $$unformatted"; exit 1; fi
+	go vet ./...
+	if command -v golangci-lint >/dev/null 2>&1; then golangci-lint run; else echo "golangci-lint is not installed: ran gofmt and go vet only"; fi
+
+fmt: ## format all Go files
+	gofmt -w $(GOFILES)
+
+proto: ## generate the protobuf code again (Go tools only)
+	go run ./proto/generate
+
+proto-check: proto ## fail when the committed protobuf code is not what the .proto files give
+	git diff --exit-code --stat -- proto || { echo "the generated protobuf code differs from the committed one: run 'make proto' and commit the result"; exit 1; }
+
+bench: engine ## benchmarks
+	go test -run '^$$' -bench . -benchmem ./...
+
+FUZZTIME ?= 20s
+fuzz: ## run every fuzz target for FUZZTIME (20s)
+	for package in $$(go list ./...); do \
+	  for target in $$(go test -list '^Fuzz' $$package 2>/dev/null | grep '^Fuzz'); do \
+	    echo "$$package $$target"; go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+	  done; \
+	done
+
+clean: ## remove what was built
+	rm -rf bin
