@@ -954,8 +954,14 @@ type StreamSample struct {
 	ConcealmentEvents         *float64 `protobuf:"fixed64,31,opt,name=concealment_events,json=concealmentEvents,proto3,oneof" json:"concealment_events,omitempty"`
 	QualityLimitedCpuMs       *float64 `protobuf:"fixed64,32,opt,name=quality_limited_cpu_ms,json=qualityLimitedCpuMs,proto3,oneof" json:"quality_limited_cpu_ms,omitempty"`
 	QualityLimitedBandwidthMs *float64 `protobuf:"fixed64,33,opt,name=quality_limited_bandwidth_ms,json=qualityLimitedBandwidthMs,proto3,oneof" json:"quality_limited_bandwidth_ms,omitempty"`
-	unknownFields             protoimpl.UnknownFields
-	sizeCache                 protoimpl.SizeCache
+	// Outbound video: what the source (camera, screen) delivers.
+	SourceFrameRate   *float64 `protobuf:"fixed64,40,opt,name=source_frame_rate,json=sourceFrameRate,proto3,oneof" json:"source_frame_rate,omitempty"`
+	SourceFrameHeight *float64 `protobuf:"fixed64,41,opt,name=source_frame_height,json=sourceFrameHeight,proto3,oneof" json:"source_frame_height,omitempty"`
+	// Inbound audio: MOS of the interval; absent while muted or held, without
+	// packets, loss or round-trip time.
+	AudioMos      *float64 `protobuf:"fixed64,42,opt,name=audio_mos,json=audioMos,proto3,oneof" json:"audio_mos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamSample) Reset() {
@@ -1201,6 +1207,27 @@ func (x *StreamSample) GetQualityLimitedCpuMs() float64 {
 func (x *StreamSample) GetQualityLimitedBandwidthMs() float64 {
 	if x != nil && x.QualityLimitedBandwidthMs != nil {
 		return *x.QualityLimitedBandwidthMs
+	}
+	return 0
+}
+
+func (x *StreamSample) GetSourceFrameRate() float64 {
+	if x != nil && x.SourceFrameRate != nil {
+		return *x.SourceFrameRate
+	}
+	return 0
+}
+
+func (x *StreamSample) GetSourceFrameHeight() float64 {
+	if x != nil && x.SourceFrameHeight != nil {
+		return *x.SourceFrameHeight
+	}
+	return 0
+}
+
+func (x *StreamSample) GetAudioMos() float64 {
+	if x != nil && x.AudioMos != nil {
+		return *x.AudioMos
 	}
 	return 0
 }
@@ -1519,6 +1546,129 @@ func (x *PresenceInterval) GetLeftReason() string {
 	return ""
 }
 
+// Activity is something that is on for a while and then off, in gateway receive
+// times. An interval that is open when its participant leaves, or its fabric
+// ends, ends with it.
+type Activity struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`                          // intervals that were begun
+	SinceMs       *int64                 `protobuf:"varint,2,opt,name=since_ms,json=sinceMs,proto3,oneof" json:"since_ms,omitempty"` // begin of the open one
+	TotalMs       int64                  `protobuf:"varint,3,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`       // of all that ended
+	Intervals     []*ActivityInterval    `protobuf:"bytes,4,rep,name=intervals,proto3" json:"intervals,omitempty"`                   // that ended; the first 50
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Activity) Reset() {
+	*x = Activity{}
+	mi := &file_callscope_v1_enriched_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Activity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Activity) ProtoMessage() {}
+
+func (x *Activity) ProtoReflect() protoreflect.Message {
+	mi := &file_callscope_v1_enriched_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Activity.ProtoReflect.Descriptor instead.
+func (*Activity) Descriptor() ([]byte, []int) {
+	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Activity) GetCount() uint32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Activity) GetSinceMs() int64 {
+	if x != nil && x.SinceMs != nil {
+		return *x.SinceMs
+	}
+	return 0
+}
+
+func (x *Activity) GetTotalMs() int64 {
+	if x != nil {
+		return x.TotalMs
+	}
+	return 0
+}
+
+func (x *Activity) GetIntervals() []*ActivityInterval {
+	if x != nil {
+		return x.Intervals
+	}
+	return nil
+}
+
+type ActivityInterval struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FromMs        int64                  `protobuf:"varint,1,opt,name=from_ms,json=fromMs,proto3" json:"from_ms,omitempty"`
+	ToMs          int64                  `protobuf:"varint,2,opt,name=to_ms,json=toMs,proto3" json:"to_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ActivityInterval) Reset() {
+	*x = ActivityInterval{}
+	mi := &file_callscope_v1_enriched_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ActivityInterval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ActivityInterval) ProtoMessage() {}
+
+func (x *ActivityInterval) ProtoReflect() protoreflect.Message {
+	mi := &file_callscope_v1_enriched_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ActivityInterval.ProtoReflect.Descriptor instead.
+func (*ActivityInterval) Descriptor() ([]byte, []int) {
+	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ActivityInterval) GetFromMs() int64 {
+	if x != nil {
+		return x.FromMs
+	}
+	return 0
+}
+
+func (x *ActivityInterval) GetToMs() int64 {
+	if x != nil {
+		return x.ToMs
+	}
+	return 0
+}
+
 type ParticipantFacts struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	Present           bool                   `protobuf:"varint,1,opt,name=present,proto3" json:"present,omitempty"`
@@ -1541,13 +1691,21 @@ type ParticipantFacts struct {
 	IpMasked          string                 `protobuf:"bytes,18,opt,name=ip_masked,json=ipMasked,proto3" json:"ip_masked,omitempty"`
 	RevisionReason    string                 `protobuf:"bytes,19,opt,name=revision_reason,json=revisionReason,proto3" json:"revision_reason,omitempty"`
 	FirstRawOffset    int64                  `protobuf:"varint,20,opt,name=first_raw_offset,json=firstRawOffset,proto3" json:"first_raw_offset,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Of the participant as a whole, whatever fabric the message named; absent
+	// where it never happened.
+	AudioMute   *Activity `protobuf:"bytes,21,opt,name=audio_mute,json=audioMute,proto3" json:"audio_mute,omitempty"`
+	VideoPause  *Activity `protobuf:"bytes,22,opt,name=video_pause,json=videoPause,proto3" json:"video_pause,omitempty"`
+	ScreenShare *Activity `protobuf:"bytes,23,opt,name=screen_share,json=screenShare,proto3" json:"screen_share,omitempty"`
+	// Until somebody else of the conference speaks, or the participant leaves.
+	DominantSpeaker *Activity      `protobuf:"bytes,24,opt,name=dominant_speaker,json=dominantSpeaker,proto3" json:"dominant_speaker,omitempty"`
+	ActiveDevices   []*MediaDevice `protobuf:"bytes,25,rep,name=active_devices,json=activeDevices,proto3" json:"active_devices,omitempty"` // the newest activeDeviceList, at most 32
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *ParticipantFacts) Reset() {
 	*x = ParticipantFacts{}
-	mi := &file_callscope_v1_enriched_proto_msgTypes[10]
+	mi := &file_callscope_v1_enriched_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1717,7 @@ func (x *ParticipantFacts) String() string {
 func (*ParticipantFacts) ProtoMessage() {}
 
 func (x *ParticipantFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_enriched_proto_msgTypes[10]
+	mi := &file_callscope_v1_enriched_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1730,7 @@ func (x *ParticipantFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ParticipantFacts.ProtoReflect.Descriptor instead.
 func (*ParticipantFacts) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{10}
+	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ParticipantFacts) GetPresent() bool {
@@ -1715,6 +1873,41 @@ func (x *ParticipantFacts) GetFirstRawOffset() int64 {
 	return 0
 }
 
+func (x *ParticipantFacts) GetAudioMute() *Activity {
+	if x != nil {
+		return x.AudioMute
+	}
+	return nil
+}
+
+func (x *ParticipantFacts) GetVideoPause() *Activity {
+	if x != nil {
+		return x.VideoPause
+	}
+	return nil
+}
+
+func (x *ParticipantFacts) GetScreenShare() *Activity {
+	if x != nil {
+		return x.ScreenShare
+	}
+	return nil
+}
+
+func (x *ParticipantFacts) GetDominantSpeaker() *Activity {
+	if x != nil {
+		return x.DominantSpeaker
+	}
+	return nil
+}
+
+func (x *ParticipantFacts) GetActiveDevices() []*MediaDevice {
+	if x != nil {
+		return x.ActiveDevices
+	}
+	return nil
+}
+
 type FabricFacts struct {
 	state                  protoimpl.MessageState `protogen:"open.v1"`
 	StartedAtMs            int64                  `protobuf:"varint,1,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"` // received time of the first message
@@ -1738,13 +1931,24 @@ type FabricFacts struct {
 	RevisionReason         string                 `protobuf:"bytes,19,opt,name=revision_reason,json=revisionReason,proto3" json:"revision_reason,omitempty"`
 	FirstRawOffset         int64                  `protobuf:"varint,20,opt,name=first_raw_offset,json=firstRawOffset,proto3" json:"first_raw_offset,omitempty"`
 	SetUpAtMs              *int64                 `protobuf:"varint,21,opt,name=set_up_at_ms,json=setUpAtMs,proto3,oneof" json:"set_up_at_ms,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	Hold                   *Activity              `protobuf:"bytes,22,opt,name=hold,proto3" json:"hold,omitempty"`                                                     // held tells whether it is on
+	TransportSwitches      uint32                 `protobuf:"varint,23,opt,name=transport_switches,json=transportSwitches,proto3" json:"transport_switches,omitempty"` // fabricTransportSwitch events; newer clients send none
+	// From the first sight of the fabric to the first media that was received, on
+	// the client's clock.
+	FirstMediaMs *float64 `protobuf:"fixed64,24,opt,name=first_media_ms,json=firstMediaMs,proto3,oneof" json:"first_media_ms,omitempty"`
+	// playback: mediaPlaybackStart, the moment itself; report: the first report
+	// that shows decoded frames or received packets, so at most that long. A
+	// playback replaces a report.
+	FirstMediaSource string `protobuf:"bytes,25,opt,name=first_media_source,json=firstMediaSource,proto3" json:"first_media_source,omitempty"`
+	// Reports whose selected candidate pair is another than in the report before.
+	PairChanges   uint32 `protobuf:"varint,26,opt,name=pair_changes,json=pairChanges,proto3" json:"pair_changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FabricFacts) Reset() {
 	*x = FabricFacts{}
-	mi := &file_callscope_v1_enriched_proto_msgTypes[11]
+	mi := &file_callscope_v1_enriched_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1756,7 +1960,7 @@ func (x *FabricFacts) String() string {
 func (*FabricFacts) ProtoMessage() {}
 
 func (x *FabricFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_enriched_proto_msgTypes[11]
+	mi := &file_callscope_v1_enriched_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1769,7 +1973,7 @@ func (x *FabricFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FabricFacts.ProtoReflect.Descriptor instead.
 func (*FabricFacts) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{11}
+	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *FabricFacts) GetStartedAtMs() int64 {
@@ -1919,6 +2123,41 @@ func (x *FabricFacts) GetSetUpAtMs() int64 {
 	return 0
 }
 
+func (x *FabricFacts) GetHold() *Activity {
+	if x != nil {
+		return x.Hold
+	}
+	return nil
+}
+
+func (x *FabricFacts) GetTransportSwitches() uint32 {
+	if x != nil {
+		return x.TransportSwitches
+	}
+	return 0
+}
+
+func (x *FabricFacts) GetFirstMediaMs() float64 {
+	if x != nil && x.FirstMediaMs != nil {
+		return *x.FirstMediaMs
+	}
+	return 0
+}
+
+func (x *FabricFacts) GetFirstMediaSource() string {
+	if x != nil {
+		return x.FirstMediaSource
+	}
+	return ""
+}
+
+func (x *FabricFacts) GetPairChanges() uint32 {
+	if x != nil {
+		return x.PairChanges
+	}
+	return 0
+}
+
 // StreamFacts is written when a stream is first seen and when its owner,
 // label or codec changes.
 type StreamFacts struct {
@@ -1939,7 +2178,7 @@ type StreamFacts struct {
 
 func (x *StreamFacts) Reset() {
 	*x = StreamFacts{}
-	mi := &file_callscope_v1_enriched_proto_msgTypes[12]
+	mi := &file_callscope_v1_enriched_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2190,7 @@ func (x *StreamFacts) String() string {
 func (*StreamFacts) ProtoMessage() {}
 
 func (x *StreamFacts) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_enriched_proto_msgTypes[12]
+	mi := &file_callscope_v1_enriched_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2203,7 @@ func (x *StreamFacts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamFacts.ProtoReflect.Descriptor instead.
 func (*StreamFacts) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{12}
+	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StreamFacts) GetSsrc() string {
@@ -2048,7 +2287,7 @@ type PreCallTest struct {
 
 func (x *PreCallTest) Reset() {
 	*x = PreCallTest{}
-	mi := &file_callscope_v1_enriched_proto_msgTypes[13]
+	mi := &file_callscope_v1_enriched_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2060,7 +2299,7 @@ func (x *PreCallTest) String() string {
 func (*PreCallTest) ProtoMessage() {}
 
 func (x *PreCallTest) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_enriched_proto_msgTypes[13]
+	mi := &file_callscope_v1_enriched_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2073,7 +2312,7 @@ func (x *PreCallTest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreCallTest.ProtoReflect.Descriptor instead.
 func (*PreCallTest) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{13}
+	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PreCallTest) GetResults() *PreCallTestResults {
@@ -2160,7 +2399,7 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"\t_delay_ms\"0\n" +
 	"\rStatsReceived\x12\x1f\n" +
 	"\vrtp_entries\x18\x01 \x01(\rR\n" +
-	"rtpEntries\"\xeb\f\n" +
+	"rtpEntries\"\xaf\x0e\n" +
 	"\fStreamSample\x12\x12\n" +
 	"\x04ssrc\x18\x01 \x01(\tR\x04ssrc\x125\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x17.callscope.v1.DirectionR\tdirection\x12\x1d\n" +
@@ -2201,7 +2440,10 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"\x05reset\x18\x1e \x01(\bR\x05reset\x122\n" +
 	"\x12concealment_events\x18\x1f \x01(\x01H\x13R\x11concealmentEvents\x88\x01\x01\x128\n" +
 	"\x16quality_limited_cpu_ms\x18  \x01(\x01H\x14R\x13qualityLimitedCpuMs\x88\x01\x01\x12D\n" +
-	"\x1cquality_limited_bandwidth_ms\x18! \x01(\x01H\x15R\x19qualityLimitedBandwidthMs\x88\x01\x01B\x0e\n" +
+	"\x1cquality_limited_bandwidth_ms\x18! \x01(\x01H\x15R\x19qualityLimitedBandwidthMs\x88\x01\x01\x12/\n" +
+	"\x11source_frame_rate\x18( \x01(\x01H\x16R\x0fsourceFrameRate\x88\x01\x01\x123\n" +
+	"\x13source_frame_height\x18) \x01(\x01H\x17R\x11sourceFrameHeight\x88\x01\x01\x12 \n" +
+	"\taudio_mos\x18* \x01(\x01H\x18R\baudioMos\x88\x01\x01B\x0e\n" +
 	"\f_interval_msB\x0f\n" +
 	"\r_bitrate_kbpsB\n" +
 	"\n" +
@@ -2226,7 +2468,11 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"\f_packet_rateB\x15\n" +
 	"\x13_concealment_eventsB\x19\n" +
 	"\x17_quality_limited_cpu_msB\x1f\n" +
-	"\x1d_quality_limited_bandwidth_ms\"\x9b\x05\n" +
+	"\x1d_quality_limited_bandwidth_msB\x14\n" +
+	"\x12_source_frame_rateB\x16\n" +
+	"\x14_source_frame_heightB\f\n" +
+	"\n" +
+	"_audio_mos\"\x9b\x05\n" +
 	"\fFabricSample\x12$\n" +
 	"\vinterval_ms\x18\x01 \x01(\x01H\x00R\n" +
 	"intervalMs\x88\x01\x01\x12\x1a\n" +
@@ -2273,7 +2519,16 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"left_at_ms\x18\x02 \x01(\x03H\x00R\bleftAtMs\x88\x01\x01\x12\x1f\n" +
 	"\vleft_reason\x18\x03 \x01(\tR\n" +
 	"leftReasonB\r\n" +
-	"\v_left_at_ms\"\xb8\x05\n" +
+	"\v_left_at_ms\"\xa6\x01\n" +
+	"\bActivity\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\rR\x05count\x12\x1e\n" +
+	"\bsince_ms\x18\x02 \x01(\x03H\x00R\asinceMs\x88\x01\x01\x12\x19\n" +
+	"\btotal_ms\x18\x03 \x01(\x03R\atotalMs\x12<\n" +
+	"\tintervals\x18\x04 \x03(\v2\x1e.callscope.v1.ActivityIntervalR\tintervalsB\v\n" +
+	"\t_since_ms\"@\n" +
+	"\x10ActivityInterval\x12\x17\n" +
+	"\afrom_ms\x18\x01 \x01(\x03R\x06fromMs\x12\x13\n" +
+	"\x05to_ms\x18\x02 \x01(\x03R\x04toMs\"\xe8\a\n" +
 	"\x10ParticipantFacts\x12\x18\n" +
 	"\apresent\x18\x01 \x01(\bR\apresent\x12<\n" +
 	"\tintervals\x18\x02 \x03(\v2\x1e.callscope.v1.PresenceIntervalR\tintervals\x12\x14\n" +
@@ -2298,7 +2553,14 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"\anetwork\x18\x11 \x01(\tR\anetwork\x12\x1b\n" +
 	"\tip_masked\x18\x12 \x01(\tR\bipMasked\x12'\n" +
 	"\x0frevision_reason\x18\x13 \x01(\tR\x0erevisionReason\x12(\n" +
-	"\x10first_raw_offset\x18\x14 \x01(\x03R\x0efirstRawOffset\"\xcb\a\n" +
+	"\x10first_raw_offset\x18\x14 \x01(\x03R\x0efirstRawOffset\x125\n" +
+	"\n" +
+	"audio_mute\x18\x15 \x01(\v2\x16.callscope.v1.ActivityR\taudioMute\x127\n" +
+	"\vvideo_pause\x18\x16 \x01(\v2\x16.callscope.v1.ActivityR\n" +
+	"videoPause\x129\n" +
+	"\fscreen_share\x18\x17 \x01(\v2\x16.callscope.v1.ActivityR\vscreenShare\x12A\n" +
+	"\x10dominant_speaker\x18\x18 \x01(\v2\x16.callscope.v1.ActivityR\x0fdominantSpeaker\x12@\n" +
+	"\x0eactive_devices\x18\x19 \x03(\v2\x19.callscope.v1.MediaDeviceR\ractiveDevices\"\xb5\t\n" +
 	"\vFabricFacts\x12\"\n" +
 	"\rstarted_at_ms\x18\x01 \x01(\x03R\vstartedAtMs\x12#\n" +
 	"\vended_at_ms\x18\x02 \x01(\x03H\x00R\tendedAtMs\x88\x01\x01\x12\x1d\n" +
@@ -2323,7 +2585,12 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"\x04held\x18\x12 \x01(\bR\x04held\x12'\n" +
 	"\x0frevision_reason\x18\x13 \x01(\tR\x0erevisionReason\x12(\n" +
 	"\x10first_raw_offset\x18\x14 \x01(\x03R\x0efirstRawOffset\x12$\n" +
-	"\fset_up_at_ms\x18\x15 \x01(\x03H\x06R\tsetUpAtMs\x88\x01\x01B\x0e\n" +
+	"\fset_up_at_ms\x18\x15 \x01(\x03H\x06R\tsetUpAtMs\x88\x01\x01\x12*\n" +
+	"\x04hold\x18\x16 \x01(\v2\x16.callscope.v1.ActivityR\x04hold\x12-\n" +
+	"\x12transport_switches\x18\x17 \x01(\rR\x11transportSwitches\x12)\n" +
+	"\x0efirst_media_ms\x18\x18 \x01(\x01H\aR\ffirstMediaMs\x88\x01\x01\x12,\n" +
+	"\x12first_media_source\x18\x19 \x01(\tR\x10firstMediaSource\x12!\n" +
+	"\fpair_changes\x18\x1a \x01(\rR\vpairChangesB\x0e\n" +
 	"\f_ended_at_msB\x11\n" +
 	"\x0f_setup_delay_msB\x19\n" +
 	"\x17_ice_gathering_delay_msB\x1c\n" +
@@ -2331,7 +2598,8 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"\x11_failure_delay_msB\n" +
 	"\n" +
 	"\b_relayedB\x0f\n" +
-	"\r_set_up_at_ms\"\x93\x03\n" +
+	"\r_set_up_at_msB\x11\n" +
+	"\x0f_first_media_ms\"\x93\x03\n" +
 	"\vStreamFacts\x12\x12\n" +
 	"\x04ssrc\x18\x01 \x01(\tR\x04ssrc\x125\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x17.callscope.v1.DirectionR\tdirection\x12\x1d\n" +
@@ -2386,7 +2654,7 @@ func file_callscope_v1_enriched_proto_rawDescGZIP() []byte {
 }
 
 var file_callscope_v1_enriched_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_callscope_v1_enriched_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_callscope_v1_enriched_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_callscope_v1_enriched_proto_goTypes = []any{
 	(Direction)(0),             // 0: callscope.v1.Direction
 	(OwnerSource)(0),           // 1: callscope.v1.OwnerSource
@@ -2402,46 +2670,56 @@ var file_callscope_v1_enriched_proto_goTypes = []any{
 	(*FabricSample)(nil),       // 11: callscope.v1.FabricSample
 	(*ConferenceFacts)(nil),    // 12: callscope.v1.ConferenceFacts
 	(*PresenceInterval)(nil),   // 13: callscope.v1.PresenceInterval
-	(*ParticipantFacts)(nil),   // 14: callscope.v1.ParticipantFacts
-	(*FabricFacts)(nil),        // 15: callscope.v1.FabricFacts
-	(*StreamFacts)(nil),        // 16: callscope.v1.StreamFacts
-	(*PreCallTest)(nil),        // 17: callscope.v1.PreCallTest
-	(*Origin)(nil),             // 18: callscope.v1.Origin
-	(*Identity)(nil),           // 19: callscope.v1.Identity
-	(*EndpointInfo)(nil),       // 20: callscope.v1.EndpointInfo
-	(*PreCallTestResults)(nil), // 21: callscope.v1.PreCallTestResults
+	(*Activity)(nil),           // 14: callscope.v1.Activity
+	(*ActivityInterval)(nil),   // 15: callscope.v1.ActivityInterval
+	(*ParticipantFacts)(nil),   // 16: callscope.v1.ParticipantFacts
+	(*FabricFacts)(nil),        // 17: callscope.v1.FabricFacts
+	(*StreamFacts)(nil),        // 18: callscope.v1.StreamFacts
+	(*PreCallTest)(nil),        // 19: callscope.v1.PreCallTest
+	(*Origin)(nil),             // 20: callscope.v1.Origin
+	(*Identity)(nil),           // 21: callscope.v1.Identity
+	(*EndpointInfo)(nil),       // 22: callscope.v1.EndpointInfo
+	(*MediaDevice)(nil),        // 23: callscope.v1.MediaDevice
+	(*PreCallTestResults)(nil), // 24: callscope.v1.PreCallTestResults
 }
 var file_callscope_v1_enriched_proto_depIdxs = []int32{
-	18, // 0: callscope.v1.Enriched.origin:type_name -> callscope.v1.Origin
-	18, // 1: callscope.v1.Enriched.prev:type_name -> callscope.v1.Origin
-	19, // 2: callscope.v1.Enriched.identity:type_name -> callscope.v1.Identity
+	20, // 0: callscope.v1.Enriched.origin:type_name -> callscope.v1.Origin
+	20, // 1: callscope.v1.Enriched.prev:type_name -> callscope.v1.Origin
+	21, // 2: callscope.v1.Enriched.identity:type_name -> callscope.v1.Identity
 	5,  // 3: callscope.v1.Enriched.time_passed:type_name -> callscope.v1.TimePassed
 	6,  // 4: callscope.v1.Enriched.event:type_name -> callscope.v1.Event
 	10, // 5: callscope.v1.Enriched.stream_sample:type_name -> callscope.v1.StreamSample
 	11, // 6: callscope.v1.Enriched.fabric_sample:type_name -> callscope.v1.FabricSample
 	12, // 7: callscope.v1.Enriched.conference:type_name -> callscope.v1.ConferenceFacts
-	14, // 8: callscope.v1.Enriched.participant:type_name -> callscope.v1.ParticipantFacts
-	15, // 9: callscope.v1.Enriched.fabric:type_name -> callscope.v1.FabricFacts
-	16, // 10: callscope.v1.Enriched.stream:type_name -> callscope.v1.StreamFacts
-	17, // 11: callscope.v1.Enriched.pre_call_test:type_name -> callscope.v1.PreCallTest
+	16, // 8: callscope.v1.Enriched.participant:type_name -> callscope.v1.ParticipantFacts
+	17, // 9: callscope.v1.Enriched.fabric:type_name -> callscope.v1.FabricFacts
+	18, // 10: callscope.v1.Enriched.stream:type_name -> callscope.v1.StreamFacts
+	19, // 11: callscope.v1.Enriched.pre_call_test:type_name -> callscope.v1.PreCallTest
 	9,  // 12: callscope.v1.Enriched.stats_received:type_name -> callscope.v1.StatsReceived
 	7,  // 13: callscope.v1.Event.feedback:type_name -> callscope.v1.FeedbackGiven
 	8,  // 14: callscope.v1.Event.failure:type_name -> callscope.v1.FailureReported
 	0,  // 15: callscope.v1.StreamSample.direction:type_name -> callscope.v1.Direction
 	1,  // 16: callscope.v1.StreamSample.owner_source:type_name -> callscope.v1.OwnerSource
 	2,  // 17: callscope.v1.ConferenceFacts.state:type_name -> callscope.v1.ConferenceState
-	13, // 18: callscope.v1.ParticipantFacts.intervals:type_name -> callscope.v1.PresenceInterval
-	20, // 19: callscope.v1.ParticipantFacts.endpoint:type_name -> callscope.v1.EndpointInfo
-	3,  // 20: callscope.v1.FabricFacts.outcome:type_name -> callscope.v1.FabricOutcome
-	0,  // 21: callscope.v1.StreamFacts.direction:type_name -> callscope.v1.Direction
-	1,  // 22: callscope.v1.StreamFacts.owner_source:type_name -> callscope.v1.OwnerSource
-	21, // 23: callscope.v1.PreCallTest.results:type_name -> callscope.v1.PreCallTestResults
-	20, // 24: callscope.v1.PreCallTest.endpoint:type_name -> callscope.v1.EndpointInfo
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	15, // 18: callscope.v1.Activity.intervals:type_name -> callscope.v1.ActivityInterval
+	13, // 19: callscope.v1.ParticipantFacts.intervals:type_name -> callscope.v1.PresenceInterval
+	22, // 20: callscope.v1.ParticipantFacts.endpoint:type_name -> callscope.v1.EndpointInfo
+	14, // 21: callscope.v1.ParticipantFacts.audio_mute:type_name -> callscope.v1.Activity
+	14, // 22: callscope.v1.ParticipantFacts.video_pause:type_name -> callscope.v1.Activity
+	14, // 23: callscope.v1.ParticipantFacts.screen_share:type_name -> callscope.v1.Activity
+	14, // 24: callscope.v1.ParticipantFacts.dominant_speaker:type_name -> callscope.v1.Activity
+	23, // 25: callscope.v1.ParticipantFacts.active_devices:type_name -> callscope.v1.MediaDevice
+	3,  // 26: callscope.v1.FabricFacts.outcome:type_name -> callscope.v1.FabricOutcome
+	14, // 27: callscope.v1.FabricFacts.hold:type_name -> callscope.v1.Activity
+	0,  // 28: callscope.v1.StreamFacts.direction:type_name -> callscope.v1.Direction
+	1,  // 29: callscope.v1.StreamFacts.owner_source:type_name -> callscope.v1.OwnerSource
+	24, // 30: callscope.v1.PreCallTest.results:type_name -> callscope.v1.PreCallTestResults
+	22, // 31: callscope.v1.PreCallTest.endpoint:type_name -> callscope.v1.EndpointInfo
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_callscope_v1_enriched_proto_init() }
@@ -2469,15 +2747,16 @@ func file_callscope_v1_enriched_proto_init() {
 	file_callscope_v1_enriched_proto_msgTypes[7].OneofWrappers = []any{}
 	file_callscope_v1_enriched_proto_msgTypes[8].OneofWrappers = []any{}
 	file_callscope_v1_enriched_proto_msgTypes[9].OneofWrappers = []any{}
-	file_callscope_v1_enriched_proto_msgTypes[11].OneofWrappers = []any{}
-	file_callscope_v1_enriched_proto_msgTypes[12].OneofWrappers = []any{}
+	file_callscope_v1_enriched_proto_msgTypes[10].OneofWrappers = []any{}
+	file_callscope_v1_enriched_proto_msgTypes[13].OneofWrappers = []any{}
+	file_callscope_v1_enriched_proto_msgTypes[14].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callscope_v1_enriched_proto_rawDesc), len(file_callscope_v1_enriched_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

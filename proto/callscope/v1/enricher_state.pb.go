@@ -193,6 +193,7 @@ type EnricherConference struct {
 	EndedAliveMs       int64                  `protobuf:"varint,6,opt,name=ended_alive_ms,json=endedAliveMs,proto3" json:"ended_alive_ms,omitempty"`
 	Participants       []*EnricherParticipant `protobuf:"bytes,7,rep,name=participants,proto3" json:"participants,omitempty"` // in the order of arrival
 	Present            uint32                 `protobuf:"varint,8,opt,name=present,proto3" json:"present,omitempty"`
+	Dominant           uint32                 `protobuf:"varint,9,opt,name=dominant,proto3" json:"dominant,omitempty"` // place in participants plus 1 of the dominant speaker, 0: none
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -283,6 +284,13 @@ func (x *EnricherConference) GetPresent() uint32 {
 	return 0
 }
 
+func (x *EnricherConference) GetDominant() uint32 {
+	if x != nil {
+		return x.Dominant
+	}
+	return 0
+}
+
 type EnricherParticipant struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Uid      []byte                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -303,8 +311,12 @@ type EnricherParticipant struct {
 	Fabrics        []*EnricherFabric `protobuf:"bytes,13,rep,name=fabrics,proto3" json:"fabrics,omitempty"` // in the order of arrival
 	// The client asked not to be located.
 	GeoIpDisabled bool `protobuf:"varint,14,opt,name=geo_ip_disabled,json=geoIpDisabled,proto3" json:"geo_ip_disabled,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// What was on when silence ended its presence: it goes on when presence does.
+	MutedWhenSilent   bool `protobuf:"varint,15,opt,name=muted_when_silent,json=mutedWhenSilent,proto3" json:"muted_when_silent,omitempty"`
+	PausedWhenSilent  bool `protobuf:"varint,16,opt,name=paused_when_silent,json=pausedWhenSilent,proto3" json:"paused_when_silent,omitempty"`
+	SharingWhenSilent bool `protobuf:"varint,17,opt,name=sharing_when_silent,json=sharingWhenSilent,proto3" json:"sharing_when_silent,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *EnricherParticipant) Reset() {
@@ -431,6 +443,27 @@ func (x *EnricherParticipant) GetFabrics() []*EnricherFabric {
 func (x *EnricherParticipant) GetGeoIpDisabled() bool {
 	if x != nil {
 		return x.GeoIpDisabled
+	}
+	return false
+}
+
+func (x *EnricherParticipant) GetMutedWhenSilent() bool {
+	if x != nil {
+		return x.MutedWhenSilent
+	}
+	return false
+}
+
+func (x *EnricherParticipant) GetPausedWhenSilent() bool {
+	if x != nil {
+		return x.PausedWhenSilent
+	}
+	return false
+}
+
+func (x *EnricherParticipant) GetSharingWhenSilent() bool {
+	if x != nil {
+		return x.SharingWhenSilent
 	}
 	return false
 }
@@ -858,7 +891,7 @@ const file_callscope_v1_enricher_state_proto_rawDesc = "" +
 	"sessionUid\x12\x18\n" +
 	"\ahighest\x18\x03 \x01(\x04R\ahighest\x12\x12\n" +
 	"\x04seen\x18\x04 \x03(\x06R\x04seen\x12\"\n" +
-	"\rlast_alive_ms\x18\x05 \x01(\x03R\vlastAliveMs\"\xd1\x02\n" +
+	"\rlast_alive_ms\x18\x05 \x01(\x03R\vlastAliveMs\"\xed\x02\n" +
 	"\x12EnricherConference\x12\x15\n" +
 	"\x06app_id\x18\x01 \x01(\tR\x05appId\x12#\n" +
 	"\rconference_id\x18\x02 \x01(\tR\fconferenceId\x12\x10\n" +
@@ -867,7 +900,8 @@ const file_callscope_v1_enricher_state_proto_rawDesc = "" +
 	"\x15last_message_alive_ms\x18\x05 \x01(\x03R\x12lastMessageAliveMs\x12$\n" +
 	"\x0eended_alive_ms\x18\x06 \x01(\x03R\fendedAliveMs\x12E\n" +
 	"\fparticipants\x18\a \x03(\v2!.callscope.v1.EnricherParticipantR\fparticipants\x12\x18\n" +
-	"\apresent\x18\b \x01(\rR\apresent\"\xb8\x04\n" +
+	"\apresent\x18\b \x01(\rR\apresent\x12\x1a\n" +
+	"\bdominant\x18\t \x01(\rR\bdominant\"\xc2\x05\n" +
 	"\x13EnricherParticipant\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\fR\x03uid\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
@@ -884,7 +918,10 @@ const file_callscope_v1_enricher_state_proto_rawDesc = "" +
 	"\rleaving_at_ms\x18\v \x01(\x03R\vleavingAtMs\x12%\n" +
 	"\x0eleaving_reason\x18\f \x01(\tR\rleavingReason\x126\n" +
 	"\afabrics\x18\r \x03(\v2\x1c.callscope.v1.EnricherFabricR\afabrics\x12&\n" +
-	"\x0fgeo_ip_disabled\x18\x0e \x01(\bR\rgeoIpDisabledB\x12\n" +
+	"\x0fgeo_ip_disabled\x18\x0e \x01(\bR\rgeoIpDisabled\x12*\n" +
+	"\x11muted_when_silent\x18\x0f \x01(\bR\x0fmutedWhenSilent\x12,\n" +
+	"\x12paused_when_silent\x18\x10 \x01(\bR\x10pausedWhenSilent\x12.\n" +
+	"\x13sharing_when_silent\x18\x11 \x01(\bR\x11sharingWhenSilentB\x12\n" +
 	"\x10_clock_offset_ms\"\xc4\b\n" +
 	"\x0eEnricherFabric\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\fR\x03uid\x12#\n" +

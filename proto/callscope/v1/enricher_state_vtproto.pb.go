@@ -211,6 +211,11 @@ func (m *EnricherConference) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.Dominant != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Dominant))
+		i--
+		dAtA[i] = 0x48
+	}
 	if m.Present != 0 {
 		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Present))
 		i--
@@ -301,6 +306,40 @@ func (m *EnricherParticipant) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	if m.unknownFields != nil {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.SharingWhenSilent {
+		i--
+		if m.SharingWhenSilent {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0x88
+	}
+	if m.PausedWhenSilent {
+		i--
+		if m.PausedWhenSilent {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0x80
+	}
+	if m.MutedWhenSilent {
+		i--
+		if m.MutedWhenSilent {
+			dAtA[i] = 1
+		} else {
+			dAtA[i] = 0
+		}
+		i--
+		dAtA[i] = 0x78
 	}
 	if m.GeoIpDisabled {
 		i--
@@ -919,6 +958,9 @@ func (m *EnricherConference) SizeVT() (n int) {
 	if m.Present != 0 {
 		n += 1 + protohelpers.SizeOfVarint(uint64(m.Present))
 	}
+	if m.Dominant != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.Dominant))
+	}
 	n += len(m.unknownFields)
 	return n
 }
@@ -978,6 +1020,15 @@ func (m *EnricherParticipant) SizeVT() (n int) {
 	}
 	if m.GeoIpDisabled {
 		n += 2
+	}
+	if m.MutedWhenSilent {
+		n += 2
+	}
+	if m.PausedWhenSilent {
+		n += 3
+	}
+	if m.SharingWhenSilent {
+		n += 3
 	}
 	n += len(m.unknownFields)
 	return n
@@ -1867,6 +1918,25 @@ func (m *EnricherConference) UnmarshalVT(dAtA []byte) error {
 					break
 				}
 			}
+		case 9:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Dominant", wireType)
+			}
+			m.Dominant = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Dominant |= uint32(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
@@ -2257,6 +2327,66 @@ func (m *EnricherParticipant) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.GeoIpDisabled = bool(v != 0)
+		case 15:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field MutedWhenSilent", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.MutedWhenSilent = bool(v != 0)
+		case 16:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field PausedWhenSilent", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.PausedWhenSilent = bool(v != 0)
+		case 17:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field SharingWhenSilent", wireType)
+			}
+			var v int
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= int(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			m.SharingWhenSilent = bool(v != 0)
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

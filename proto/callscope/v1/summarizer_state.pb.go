@@ -160,8 +160,11 @@ type SummarizerConference struct {
 	LastMessageAtMs int64                    `protobuf:"varint,8,opt,name=last_message_at_ms,json=lastMessageAtMs,proto3" json:"last_message_at_ms,omitempty"`
 	Progress        *SummarizerProgress      `protobuf:"bytes,9,opt,name=progress,proto3" json:"progress,omitempty"`
 	Participants    []*SummarizerParticipant `protobuf:"bytes,10,rep,name=participants,proto3" json:"participants,omitempty"` // in the order of their first record
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The texts that its streams repeat; streams name them by 1 + index, 0 is
+	// the empty text.
+	Words         []string `protobuf:"bytes,11,rep,name=words,proto3" json:"words,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SummarizerConference) Reset() {
@@ -264,6 +267,13 @@ func (x *SummarizerConference) GetParticipants() []*SummarizerParticipant {
 	return nil
 }
 
+func (x *SummarizerConference) GetWords() []string {
+	if x != nil {
+		return x.Words
+	}
+	return nil
+}
+
 type SummarizerParticipant struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	UserId          string                 `protobuf:"bytes,1,opt,name=user_id,json=userId,proto3" json:"user_id,omitempty"`
@@ -284,8 +294,14 @@ type SummarizerParticipant struct {
 	Silence         *SummarizerSilence  `protobuf:"bytes,14,opt,name=silence,proto3" json:"silence,omitempty"`
 	Progress        *SummarizerProgress `protobuf:"bytes,15,opt,name=progress,proto3" json:"progress,omitempty"`
 	Fabrics         []*SummarizerFabric `protobuf:"bytes,16,rep,name=fabrics,proto3" json:"fabrics,omitempty"` // in the order of their first record
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	Camera          *SummarizerSource   `protobuf:"bytes,17,opt,name=camera,proto3" json:"camera,omitempty"`
+	Screen          *SummarizerSource   `protobuf:"bytes,18,opt,name=screen,proto3" json:"screen,omitempty"`
+	// In the order of the constants of the code; empty ones have no weight.
+	Measures      []*SummarizerMeasure `protobuf:"bytes,19,rep,name=measures,proto3" json:"measures,omitempty"`
+	TalkMs        *uint64              `protobuf:"varint,20,opt,name=talk_ms,json=talkMs,proto3,oneof" json:"talk_ms,omitempty"` // absent: no level was known
+	TalkedUntilMs float64              `protobuf:"fixed64,21,opt,name=talked_until_ms,json=talkedUntilMs,proto3" json:"talked_until_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SummarizerParticipant) Reset() {
@@ -430,6 +446,94 @@ func (x *SummarizerParticipant) GetFabrics() []*SummarizerFabric {
 	return nil
 }
 
+func (x *SummarizerParticipant) GetCamera() *SummarizerSource {
+	if x != nil {
+		return x.Camera
+	}
+	return nil
+}
+
+func (x *SummarizerParticipant) GetScreen() *SummarizerSource {
+	if x != nil {
+		return x.Screen
+	}
+	return nil
+}
+
+func (x *SummarizerParticipant) GetMeasures() []*SummarizerMeasure {
+	if x != nil {
+		return x.Measures
+	}
+	return nil
+}
+
+func (x *SummarizerParticipant) GetTalkMs() uint64 {
+	if x != nil && x.TalkMs != nil {
+		return *x.TalkMs
+	}
+	return 0
+}
+
+func (x *SummarizerParticipant) GetTalkedUntilMs() float64 {
+	if x != nil {
+		return x.TalkedUntilMs
+	}
+	return 0
+}
+
+// SummarizerSource is what a camera or a shared screen delivered last.
+type SummarizerSource struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	FrameRate     float64                `protobuf:"fixed64,1,opt,name=frame_rate,json=frameRate,proto3" json:"frame_rate,omitempty"`
+	FrameHeight   float64                `protobuf:"fixed64,2,opt,name=frame_height,json=frameHeight,proto3" json:"frame_height,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SummarizerSource) Reset() {
+	*x = SummarizerSource{}
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SummarizerSource) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SummarizerSource) ProtoMessage() {}
+
+func (x *SummarizerSource) ProtoReflect() protoreflect.Message {
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SummarizerSource.ProtoReflect.Descriptor instead.
+func (*SummarizerSource) Descriptor() ([]byte, []int) {
+	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *SummarizerSource) GetFrameRate() float64 {
+	if x != nil {
+		return x.FrameRate
+	}
+	return 0
+}
+
+func (x *SummarizerSource) GetFrameHeight() float64 {
+	if x != nil {
+		return x.FrameHeight
+	}
+	return 0
+}
+
 // SummarizerSilence is what a sender switched off, and when it was last
 // switched on again (received time, epoch ms).
 type SummarizerSilence struct {
@@ -446,7 +550,7 @@ type SummarizerSilence struct {
 
 func (x *SummarizerSilence) Reset() {
 	*x = SummarizerSilence{}
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[4]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +562,7 @@ func (x *SummarizerSilence) String() string {
 func (*SummarizerSilence) ProtoMessage() {}
 
 func (x *SummarizerSilence) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[4]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +575,7 @@ func (x *SummarizerSilence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummarizerSilence.ProtoReflect.Descriptor instead.
 func (*SummarizerSilence) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{4}
+	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SummarizerSilence) GetAudioMuted() bool {
@@ -534,7 +638,7 @@ type SummarizerFabric struct {
 
 func (x *SummarizerFabric) Reset() {
 	*x = SummarizerFabric{}
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[5]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -546,7 +650,7 @@ func (x *SummarizerFabric) String() string {
 func (*SummarizerFabric) ProtoMessage() {}
 
 func (x *SummarizerFabric) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[5]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -559,7 +663,7 @@ func (x *SummarizerFabric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummarizerFabric.ProtoReflect.Descriptor instead.
 func (*SummarizerFabric) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{5}
+	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SummarizerFabric) GetConnectionId() string {
@@ -634,30 +738,42 @@ func (x *SummarizerFabric) GetStreams() []*SummarizerStream {
 
 type SummarizerStream struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The enricher's, or made of the first sample where it has written none yet.
-	Facts           *StreamFacts       `protobuf:"bytes,1,opt,name=facts,proto3" json:"facts,omitempty"`
-	Assumed         bool               `protobuf:"varint,2,opt,name=assumed,proto3" json:"assumed,omitempty"` // made of the first sample
-	Samples         uint32             `protobuf:"varint,3,opt,name=samples,proto3" json:"samples,omitempty"`
-	LastSampleAtMs  int64              `protobuf:"varint,4,opt,name=last_sample_at_ms,json=lastSampleAtMs,proto3" json:"last_sample_at_ms,omitempty"`
-	BitrateKbps     *SummarizerMeasure `protobuf:"bytes,5,opt,name=bitrate_kbps,json=bitrateKbps,proto3" json:"bitrate_kbps,omitempty"`
-	Loss            *SummarizerMeasure `protobuf:"bytes,6,opt,name=loss,proto3" json:"loss,omitempty"`
-	JitterMs        *SummarizerMeasure `protobuf:"bytes,7,opt,name=jitter_ms,json=jitterMs,proto3" json:"jitter_ms,omitempty"`
-	RttMs           *SummarizerMeasure `protobuf:"bytes,8,opt,name=rtt_ms,json=rttMs,proto3" json:"rtt_ms,omitempty"`
-	AudioMos        *SummarizerMeasure `protobuf:"bytes,9,opt,name=audio_mos,json=audioMos,proto3" json:"audio_mos,omitempty"`
-	VideoScore      *SummarizerMeasure `protobuf:"bytes,10,opt,name=video_score,json=videoScore,proto3" json:"video_score,omitempty"`
-	PacketsLost     float64            `protobuf:"fixed64,11,opt,name=packets_lost,json=packetsLost,proto3" json:"packets_lost,omitempty"`
-	PacketsExpected float64            `protobuf:"fixed64,12,opt,name=packets_expected,json=packetsExpected,proto3" json:"packets_expected,omitempty"`
-	// Sums of penalty × ms: audio delay, audio loss, video freeze, frame rate,
-	// resolution, loss.
-	Penalties     []float64           `protobuf:"fixed64,13,rep,packed,name=penalties,proto3" json:"penalties,omitempty"`
-	Progress      *SummarizerProgress `protobuf:"bytes,14,opt,name=progress,proto3" json:"progress,omitempty"`
+	// The facts of it, texts as numbers of words.
+	Ssrc            string             `protobuf:"bytes,1,opt,name=ssrc,proto3" json:"ssrc,omitempty"`
+	Direction       Direction          `protobuf:"varint,2,opt,name=direction,proto3,enum=callscope.v1.Direction" json:"direction,omitempty"`
+	MediaType       uint32             `protobuf:"varint,3,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
+	OwnerUserId     uint32             `protobuf:"varint,4,opt,name=owner_user_id,json=ownerUserId,proto3" json:"owner_user_id,omitempty"`
+	OwnerSource     OwnerSource        `protobuf:"varint,5,opt,name=owner_source,json=ownerSource,proto3,enum=callscope.v1.OwnerSource" json:"owner_source,omitempty"`
+	UsageLabel      uint32             `protobuf:"varint,6,opt,name=usage_label,json=usageLabel,proto3" json:"usage_label,omitempty"`
+	Codec           uint32             `protobuf:"varint,7,opt,name=codec,proto3" json:"codec,omitempty"`
+	StartedAtMs     int64              `protobuf:"varint,8,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"`
+	EndedAtMs       *int64             `protobuf:"varint,9,opt,name=ended_at_ms,json=endedAtMs,proto3,oneof" json:"ended_at_ms,omitempty"`
+	Assumed         bool               `protobuf:"varint,10,opt,name=assumed,proto3" json:"assumed,omitempty"` // made of the first sample
+	Samples         uint32             `protobuf:"varint,11,opt,name=samples,proto3" json:"samples,omitempty"`
+	LastSampleAtMs  int64              `protobuf:"varint,12,opt,name=last_sample_at_ms,json=lastSampleAtMs,proto3" json:"last_sample_at_ms,omitempty"`
+	BitrateKbps     *SummarizerMeasure `protobuf:"bytes,13,opt,name=bitrate_kbps,json=bitrateKbps,proto3" json:"bitrate_kbps,omitempty"`
+	Loss            *SummarizerMeasure `protobuf:"bytes,14,opt,name=loss,proto3" json:"loss,omitempty"`
+	JitterMs        *SummarizerMeasure `protobuf:"bytes,15,opt,name=jitter_ms,json=jitterMs,proto3" json:"jitter_ms,omitempty"`
+	RttMs           *SummarizerMeasure `protobuf:"bytes,16,opt,name=rtt_ms,json=rttMs,proto3" json:"rtt_ms,omitempty"`
+	AudioMos        *SummarizerMeasure `protobuf:"bytes,17,opt,name=audio_mos,json=audioMos,proto3" json:"audio_mos,omitempty"`
+	VideoScore      *SummarizerMeasure `protobuf:"bytes,18,opt,name=video_score,json=videoScore,proto3" json:"video_score,omitempty"`
+	PacketsLost     float64            `protobuf:"fixed64,19,opt,name=packets_lost,json=packetsLost,proto3" json:"packets_lost,omitempty"`
+	PacketsExpected float64            `protobuf:"fixed64,20,opt,name=packets_expected,json=packetsExpected,proto3" json:"packets_expected,omitempty"`
+	// Sums of penalty (1/10,000 point) × ms: audio delay, audio loss, video
+	// freeze, frame rate, resolution, loss; zeros at the end left out.
+	Penalties []uint64            `protobuf:"varint,21,rep,packed,name=penalties,proto3" json:"penalties,omitempty"`
+	Progress  *SummarizerProgress `protobuf:"bytes,22,opt,name=progress,proto3" json:"progress,omitempty"`
+	// Sums in the order of the constants of the code; zeros at the end left out.
+	Sums          []uint64 `protobuf:"varint,23,rep,packed,name=sums,proto3" json:"sums,omitempty"`
+	Flowing       bool     `protobuf:"varint,24,opt,name=flowing,proto3" json:"flowing,omitempty"` // its latest interval had packets
+	Voiced        bool     `protobuf:"varint,25,opt,name=voiced,proto3" json:"voiced,omitempty"`   // and a level of speech
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SummarizerStream) Reset() {
 	*x = SummarizerStream{}
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[6]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -669,7 +785,7 @@ func (x *SummarizerStream) String() string {
 func (*SummarizerStream) ProtoMessage() {}
 
 func (x *SummarizerStream) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[6]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -682,14 +798,70 @@ func (x *SummarizerStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummarizerStream.ProtoReflect.Descriptor instead.
 func (*SummarizerStream) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{6}
+	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{7}
 }
 
-func (x *SummarizerStream) GetFacts() *StreamFacts {
+func (x *SummarizerStream) GetSsrc() string {
 	if x != nil {
-		return x.Facts
+		return x.Ssrc
 	}
-	return nil
+	return ""
+}
+
+func (x *SummarizerStream) GetDirection() Direction {
+	if x != nil {
+		return x.Direction
+	}
+	return Direction_DIRECTION_UNSPECIFIED
+}
+
+func (x *SummarizerStream) GetMediaType() uint32 {
+	if x != nil {
+		return x.MediaType
+	}
+	return 0
+}
+
+func (x *SummarizerStream) GetOwnerUserId() uint32 {
+	if x != nil {
+		return x.OwnerUserId
+	}
+	return 0
+}
+
+func (x *SummarizerStream) GetOwnerSource() OwnerSource {
+	if x != nil {
+		return x.OwnerSource
+	}
+	return OwnerSource_OWNER_SOURCE_UNSPECIFIED
+}
+
+func (x *SummarizerStream) GetUsageLabel() uint32 {
+	if x != nil {
+		return x.UsageLabel
+	}
+	return 0
+}
+
+func (x *SummarizerStream) GetCodec() uint32 {
+	if x != nil {
+		return x.Codec
+	}
+	return 0
+}
+
+func (x *SummarizerStream) GetStartedAtMs() int64 {
+	if x != nil {
+		return x.StartedAtMs
+	}
+	return 0
+}
+
+func (x *SummarizerStream) GetEndedAtMs() int64 {
+	if x != nil && x.EndedAtMs != nil {
+		return *x.EndedAtMs
+	}
+	return 0
 }
 
 func (x *SummarizerStream) GetAssumed() bool {
@@ -769,7 +941,7 @@ func (x *SummarizerStream) GetPacketsExpected() float64 {
 	return 0
 }
 
-func (x *SummarizerStream) GetPenalties() []float64 {
+func (x *SummarizerStream) GetPenalties() []uint64 {
 	if x != nil {
 		return x.Penalties
 	}
@@ -783,6 +955,27 @@ func (x *SummarizerStream) GetProgress() *SummarizerProgress {
 	return nil
 }
 
+func (x *SummarizerStream) GetSums() []uint64 {
+	if x != nil {
+		return x.Sums
+	}
+	return nil
+}
+
+func (x *SummarizerStream) GetFlowing() bool {
+	if x != nil {
+		return x.Flowing
+	}
+	return false
+}
+
+func (x *SummarizerStream) GetVoiced() bool {
+	if x != nil {
+		return x.Voiced
+	}
+	return false
+}
+
 // SummarizerMeasure is one measure over time; weights are whole milliseconds.
 type SummarizerMeasure struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -792,17 +985,19 @@ type SummarizerMeasure struct {
 	BelowMs     uint64                 `protobuf:"varint,4,opt,name=below_ms,json=belowMs,proto3" json:"below_ms,omitempty"`
 	// The sketch: resolution, weight of values that are 0, and its buckets, as
 	// the first index and then differences.
-	Level         uint32   `protobuf:"varint,5,opt,name=level,proto3" json:"level,omitempty"`
-	ZeroMs        uint64   `protobuf:"varint,6,opt,name=zero_ms,json=zeroMs,proto3" json:"zero_ms,omitempty"`
-	BucketDeltas  []int32  `protobuf:"zigzag32,7,rep,packed,name=bucket_deltas,json=bucketDeltas,proto3" json:"bucket_deltas,omitempty"`
-	BucketMs      []uint64 `protobuf:"varint,8,rep,packed,name=bucket_ms,json=bucketMs,proto3" json:"bucket_ms,omitempty"`
+	Level        uint32   `protobuf:"varint,5,opt,name=level,proto3" json:"level,omitempty"`
+	ZeroMs       uint64   `protobuf:"varint,6,opt,name=zero_ms,json=zeroMs,proto3" json:"zero_ms,omitempty"`
+	BucketDeltas []int32  `protobuf:"zigzag32,7,rep,packed,name=bucket_deltas,json=bucketDeltas,proto3" json:"bucket_deltas,omitempty"`
+	BucketMs     []uint64 `protobuf:"varint,8,rep,packed,name=bucket_ms,json=bucketMs,proto3" json:"bucket_ms,omitempty"`
+	// Weight of a measure whose sketch was given up; 0: it has one.
+	TotalMs       uint64 `protobuf:"varint,9,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SummarizerMeasure) Reset() {
 	*x = SummarizerMeasure{}
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[7]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +1009,7 @@ func (x *SummarizerMeasure) String() string {
 func (*SummarizerMeasure) ProtoMessage() {}
 
 func (x *SummarizerMeasure) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[7]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +1022,7 @@ func (x *SummarizerMeasure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummarizerMeasure.ProtoReflect.Descriptor instead.
 func (*SummarizerMeasure) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{7}
+	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SummarizerMeasure) GetWeightedSum() float64 {
@@ -886,6 +1081,13 @@ func (x *SummarizerMeasure) GetBucketMs() []uint64 {
 	return nil
 }
 
+func (x *SummarizerMeasure) GetTotalMs() uint64 {
+	if x != nil {
+		return x.TotalMs
+	}
+	return 0
+}
+
 var File_callscope_v1_summarizer_state_proto protoreflect.FileDescriptor
 
 const file_callscope_v1_summarizer_state_proto_rawDesc = "" +
@@ -898,7 +1100,7 @@ const file_callscope_v1_summarizer_state_proto_rawDesc = "" +
 	"\tfinalized\x18\x02 \x01(\bR\tfinalized\x12\x18\n" +
 	"\achanged\x18\x03 \x01(\bR\achanged\x12(\n" +
 	"\x10first_raw_offset\x18\x04 \x01(\x03R\x0efirstRawOffset\x12&\n" +
-	"\x0flast_raw_offset\x18\x05 \x01(\x03R\rlastRawOffset\"\xe8\x03\n" +
+	"\x0flast_raw_offset\x18\x05 \x01(\x03R\rlastRawOffset\"\xfe\x03\n" +
 	"\x14SummarizerConference\x12\x15\n" +
 	"\x06app_id\x18\x01 \x01(\tR\x05appId\x12#\n" +
 	"\rconference_id\x18\x02 \x01(\tR\fconferenceId\x12%\n" +
@@ -911,8 +1113,9 @@ const file_callscope_v1_summarizer_state_proto_rawDesc = "" +
 	"\x12last_message_at_ms\x18\b \x01(\x03R\x0flastMessageAtMs\x12<\n" +
 	"\bprogress\x18\t \x01(\v2 .callscope.v1.SummarizerProgressR\bprogress\x12G\n" +
 	"\fparticipants\x18\n" +
-	" \x03(\v2#.callscope.v1.SummarizerParticipantR\fparticipantsB\x0f\n" +
-	"\r_due_alive_ms\"\x86\x06\n" +
+	" \x03(\v2#.callscope.v1.SummarizerParticipantR\fparticipants\x12\x14\n" +
+	"\x05words\x18\v \x03(\tR\x05wordsB\x0f\n" +
+	"\r_due_alive_ms\"\x85\b\n" +
 	"\x15SummarizerParticipant\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n" +
 	"\tdevice_id\x18\x02 \x01(\tR\bdeviceId\x12'\n" +
@@ -932,10 +1135,21 @@ const file_callscope_v1_summarizer_state_proto_rawDesc = "" +
 	"\x0esharing_screen\x18\r \x01(\bR\rsharingScreen\x129\n" +
 	"\asilence\x18\x0e \x01(\v2\x1f.callscope.v1.SummarizerSilenceR\asilence\x12<\n" +
 	"\bprogress\x18\x0f \x01(\v2 .callscope.v1.SummarizerProgressR\bprogress\x128\n" +
-	"\afabrics\x18\x10 \x03(\v2\x1e.callscope.v1.SummarizerFabricR\afabricsB\x13\n" +
+	"\afabrics\x18\x10 \x03(\v2\x1e.callscope.v1.SummarizerFabricR\afabrics\x126\n" +
+	"\x06camera\x18\x11 \x01(\v2\x1e.callscope.v1.SummarizerSourceR\x06camera\x126\n" +
+	"\x06screen\x18\x12 \x01(\v2\x1e.callscope.v1.SummarizerSourceR\x06screen\x12;\n" +
+	"\bmeasures\x18\x13 \x03(\v2\x1f.callscope.v1.SummarizerMeasureR\bmeasures\x12\x1c\n" +
+	"\atalk_ms\x18\x14 \x01(\x04H\x03R\x06talkMs\x88\x01\x01\x12&\n" +
+	"\x0ftalked_until_ms\x18\x15 \x01(\x01R\rtalkedUntilMsB\x13\n" +
 	"\x11_feedback_overallB\x11\n" +
 	"\x0f_first_media_msB\x10\n" +
-	"\x0e_last_media_ms\"\xd9\x01\n" +
+	"\x0e_last_media_msB\n" +
+	"\n" +
+	"\b_talk_ms\"T\n" +
+	"\x10SummarizerSource\x12\x1d\n" +
+	"\n" +
+	"frame_rate\x18\x01 \x01(\x01R\tframeRate\x12!\n" +
+	"\fframe_height\x18\x02 \x01(\x01R\vframeHeight\"\xd9\x01\n" +
 	"\x11SummarizerSilence\x12\x1f\n" +
 	"\vaudio_muted\x18\x01 \x01(\bR\n" +
 	"audioMuted\x12!\n" +
@@ -959,24 +1173,38 @@ const file_callscope_v1_summarizer_state_proto_rawDesc = "" +
 	" \x03(\v2\x1e.callscope.v1.SummarizerStreamR\astreamsB\x0e\n" +
 	"\f_last_rtt_msB\n" +
 	"\n" +
-	"\b_relayed\"\xbb\x05\n" +
-	"\x10SummarizerStream\x12/\n" +
-	"\x05facts\x18\x01 \x01(\v2\x19.callscope.v1.StreamFactsR\x05facts\x12\x18\n" +
-	"\aassumed\x18\x02 \x01(\bR\aassumed\x12\x18\n" +
-	"\asamples\x18\x03 \x01(\rR\asamples\x12)\n" +
-	"\x11last_sample_at_ms\x18\x04 \x01(\x03R\x0elastSampleAtMs\x12B\n" +
-	"\fbitrate_kbps\x18\x05 \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\vbitrateKbps\x123\n" +
-	"\x04loss\x18\x06 \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\x04loss\x12<\n" +
-	"\tjitter_ms\x18\a \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\bjitterMs\x126\n" +
-	"\x06rtt_ms\x18\b \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\x05rttMs\x12<\n" +
-	"\taudio_mos\x18\t \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\baudioMos\x12@\n" +
-	"\vvideo_score\x18\n" +
-	" \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\n" +
+	"\b_relayed\"\xac\b\n" +
+	"\x10SummarizerStream\x12\x12\n" +
+	"\x04ssrc\x18\x01 \x01(\tR\x04ssrc\x125\n" +
+	"\tdirection\x18\x02 \x01(\x0e2\x17.callscope.v1.DirectionR\tdirection\x12\x1d\n" +
+	"\n" +
+	"media_type\x18\x03 \x01(\rR\tmediaType\x12\"\n" +
+	"\rowner_user_id\x18\x04 \x01(\rR\vownerUserId\x12<\n" +
+	"\fowner_source\x18\x05 \x01(\x0e2\x19.callscope.v1.OwnerSourceR\vownerSource\x12\x1f\n" +
+	"\vusage_label\x18\x06 \x01(\rR\n" +
+	"usageLabel\x12\x14\n" +
+	"\x05codec\x18\a \x01(\rR\x05codec\x12\"\n" +
+	"\rstarted_at_ms\x18\b \x01(\x03R\vstartedAtMs\x12#\n" +
+	"\vended_at_ms\x18\t \x01(\x03H\x00R\tendedAtMs\x88\x01\x01\x12\x18\n" +
+	"\aassumed\x18\n" +
+	" \x01(\bR\aassumed\x12\x18\n" +
+	"\asamples\x18\v \x01(\rR\asamples\x12)\n" +
+	"\x11last_sample_at_ms\x18\f \x01(\x03R\x0elastSampleAtMs\x12B\n" +
+	"\fbitrate_kbps\x18\r \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\vbitrateKbps\x123\n" +
+	"\x04loss\x18\x0e \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\x04loss\x12<\n" +
+	"\tjitter_ms\x18\x0f \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\bjitterMs\x126\n" +
+	"\x06rtt_ms\x18\x10 \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\x05rttMs\x12<\n" +
+	"\taudio_mos\x18\x11 \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\baudioMos\x12@\n" +
+	"\vvideo_score\x18\x12 \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\n" +
 	"videoScore\x12!\n" +
-	"\fpackets_lost\x18\v \x01(\x01R\vpacketsLost\x12)\n" +
-	"\x10packets_expected\x18\f \x01(\x01R\x0fpacketsExpected\x12\x1c\n" +
-	"\tpenalties\x18\r \x03(\x01R\tpenalties\x12<\n" +
-	"\bprogress\x18\x0e \x01(\v2 .callscope.v1.SummarizerProgressR\bprogress\"\xe6\x01\n" +
+	"\fpackets_lost\x18\x13 \x01(\x01R\vpacketsLost\x12)\n" +
+	"\x10packets_expected\x18\x14 \x01(\x01R\x0fpacketsExpected\x12\x1c\n" +
+	"\tpenalties\x18\x15 \x03(\x04R\tpenalties\x12<\n" +
+	"\bprogress\x18\x16 \x01(\v2 .callscope.v1.SummarizerProgressR\bprogress\x12\x12\n" +
+	"\x04sums\x18\x17 \x03(\x04R\x04sums\x12\x18\n" +
+	"\aflowing\x18\x18 \x01(\bR\aflowing\x12\x16\n" +
+	"\x06voiced\x18\x19 \x01(\bR\x06voicedB\x0e\n" +
+	"\f_ended_at_ms\"\x81\x02\n" +
 	"\x11SummarizerMeasure\x12!\n" +
 	"\fweighted_sum\x18\x01 \x01(\x01R\vweightedSum\x12\x10\n" +
 	"\x03min\x18\x02 \x01(\x01R\x03min\x12\x10\n" +
@@ -985,7 +1213,8 @@ const file_callscope_v1_summarizer_state_proto_rawDesc = "" +
 	"\x05level\x18\x05 \x01(\rR\x05level\x12\x17\n" +
 	"\azero_ms\x18\x06 \x01(\x04R\x06zeroMs\x12#\n" +
 	"\rbucket_deltas\x18\a \x03(\x11R\fbucketDeltas\x12\x1b\n" +
-	"\tbucket_ms\x18\b \x03(\x04R\bbucketMsB?Z=github.com/callscope/callscope/proto/callscope/v1;callscopev1b\x06proto3"
+	"\tbucket_ms\x18\b \x03(\x04R\bbucketMs\x12\x19\n" +
+	"\btotal_ms\x18\t \x01(\x04R\atotalMsB?Z=github.com/callscope/callscope/proto/callscope/v1;callscopev1b\x06proto3"
 
 var (
 	file_callscope_v1_summarizer_state_proto_rawDescOnce sync.Once
@@ -999,48 +1228,54 @@ func file_callscope_v1_summarizer_state_proto_rawDescGZIP() []byte {
 	return file_callscope_v1_summarizer_state_proto_rawDescData
 }
 
-var file_callscope_v1_summarizer_state_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_callscope_v1_summarizer_state_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
 var file_callscope_v1_summarizer_state_proto_goTypes = []any{
 	(*SummarizerState)(nil),       // 0: callscope.v1.SummarizerState
 	(*SummarizerProgress)(nil),    // 1: callscope.v1.SummarizerProgress
 	(*SummarizerConference)(nil),  // 2: callscope.v1.SummarizerConference
 	(*SummarizerParticipant)(nil), // 3: callscope.v1.SummarizerParticipant
-	(*SummarizerSilence)(nil),     // 4: callscope.v1.SummarizerSilence
-	(*SummarizerFabric)(nil),      // 5: callscope.v1.SummarizerFabric
-	(*SummarizerStream)(nil),      // 6: callscope.v1.SummarizerStream
-	(*SummarizerMeasure)(nil),     // 7: callscope.v1.SummarizerMeasure
-	(*ConferenceFacts)(nil),       // 8: callscope.v1.ConferenceFacts
-	(*ParticipantFacts)(nil),      // 9: callscope.v1.ParticipantFacts
-	(*FabricFacts)(nil),           // 10: callscope.v1.FabricFacts
-	(*StreamFacts)(nil),           // 11: callscope.v1.StreamFacts
+	(*SummarizerSource)(nil),      // 4: callscope.v1.SummarizerSource
+	(*SummarizerSilence)(nil),     // 5: callscope.v1.SummarizerSilence
+	(*SummarizerFabric)(nil),      // 6: callscope.v1.SummarizerFabric
+	(*SummarizerStream)(nil),      // 7: callscope.v1.SummarizerStream
+	(*SummarizerMeasure)(nil),     // 8: callscope.v1.SummarizerMeasure
+	(*ConferenceFacts)(nil),       // 9: callscope.v1.ConferenceFacts
+	(*ParticipantFacts)(nil),      // 10: callscope.v1.ParticipantFacts
+	(*FabricFacts)(nil),           // 11: callscope.v1.FabricFacts
+	(Direction)(0),                // 12: callscope.v1.Direction
+	(OwnerSource)(0),              // 13: callscope.v1.OwnerSource
 }
 var file_callscope_v1_summarizer_state_proto_depIdxs = []int32{
 	2,  // 0: callscope.v1.SummarizerState.conferences:type_name -> callscope.v1.SummarizerConference
-	8,  // 1: callscope.v1.SummarizerConference.facts:type_name -> callscope.v1.ConferenceFacts
+	9,  // 1: callscope.v1.SummarizerConference.facts:type_name -> callscope.v1.ConferenceFacts
 	1,  // 2: callscope.v1.SummarizerConference.progress:type_name -> callscope.v1.SummarizerProgress
 	3,  // 3: callscope.v1.SummarizerConference.participants:type_name -> callscope.v1.SummarizerParticipant
-	9,  // 4: callscope.v1.SummarizerParticipant.facts:type_name -> callscope.v1.ParticipantFacts
-	4,  // 5: callscope.v1.SummarizerParticipant.silence:type_name -> callscope.v1.SummarizerSilence
+	10, // 4: callscope.v1.SummarizerParticipant.facts:type_name -> callscope.v1.ParticipantFacts
+	5,  // 5: callscope.v1.SummarizerParticipant.silence:type_name -> callscope.v1.SummarizerSilence
 	1,  // 6: callscope.v1.SummarizerParticipant.progress:type_name -> callscope.v1.SummarizerProgress
-	5,  // 7: callscope.v1.SummarizerParticipant.fabrics:type_name -> callscope.v1.SummarizerFabric
-	10, // 8: callscope.v1.SummarizerFabric.facts:type_name -> callscope.v1.FabricFacts
-	7,  // 9: callscope.v1.SummarizerFabric.rtt:type_name -> callscope.v1.SummarizerMeasure
-	4,  // 10: callscope.v1.SummarizerFabric.silence:type_name -> callscope.v1.SummarizerSilence
-	1,  // 11: callscope.v1.SummarizerFabric.progress:type_name -> callscope.v1.SummarizerProgress
-	6,  // 12: callscope.v1.SummarizerFabric.streams:type_name -> callscope.v1.SummarizerStream
-	11, // 13: callscope.v1.SummarizerStream.facts:type_name -> callscope.v1.StreamFacts
-	7,  // 14: callscope.v1.SummarizerStream.bitrate_kbps:type_name -> callscope.v1.SummarizerMeasure
-	7,  // 15: callscope.v1.SummarizerStream.loss:type_name -> callscope.v1.SummarizerMeasure
-	7,  // 16: callscope.v1.SummarizerStream.jitter_ms:type_name -> callscope.v1.SummarizerMeasure
-	7,  // 17: callscope.v1.SummarizerStream.rtt_ms:type_name -> callscope.v1.SummarizerMeasure
-	7,  // 18: callscope.v1.SummarizerStream.audio_mos:type_name -> callscope.v1.SummarizerMeasure
-	7,  // 19: callscope.v1.SummarizerStream.video_score:type_name -> callscope.v1.SummarizerMeasure
-	1,  // 20: callscope.v1.SummarizerStream.progress:type_name -> callscope.v1.SummarizerProgress
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	6,  // 7: callscope.v1.SummarizerParticipant.fabrics:type_name -> callscope.v1.SummarizerFabric
+	4,  // 8: callscope.v1.SummarizerParticipant.camera:type_name -> callscope.v1.SummarizerSource
+	4,  // 9: callscope.v1.SummarizerParticipant.screen:type_name -> callscope.v1.SummarizerSource
+	8,  // 10: callscope.v1.SummarizerParticipant.measures:type_name -> callscope.v1.SummarizerMeasure
+	11, // 11: callscope.v1.SummarizerFabric.facts:type_name -> callscope.v1.FabricFacts
+	8,  // 12: callscope.v1.SummarizerFabric.rtt:type_name -> callscope.v1.SummarizerMeasure
+	5,  // 13: callscope.v1.SummarizerFabric.silence:type_name -> callscope.v1.SummarizerSilence
+	1,  // 14: callscope.v1.SummarizerFabric.progress:type_name -> callscope.v1.SummarizerProgress
+	7,  // 15: callscope.v1.SummarizerFabric.streams:type_name -> callscope.v1.SummarizerStream
+	12, // 16: callscope.v1.SummarizerStream.direction:type_name -> callscope.v1.Direction
+	13, // 17: callscope.v1.SummarizerStream.owner_source:type_name -> callscope.v1.OwnerSource
+	8,  // 18: callscope.v1.SummarizerStream.bitrate_kbps:type_name -> callscope.v1.SummarizerMeasure
+	8,  // 19: callscope.v1.SummarizerStream.loss:type_name -> callscope.v1.SummarizerMeasure
+	8,  // 20: callscope.v1.SummarizerStream.jitter_ms:type_name -> callscope.v1.SummarizerMeasure
+	8,  // 21: callscope.v1.SummarizerStream.rtt_ms:type_name -> callscope.v1.SummarizerMeasure
+	8,  // 22: callscope.v1.SummarizerStream.audio_mos:type_name -> callscope.v1.SummarizerMeasure
+	8,  // 23: callscope.v1.SummarizerStream.video_score:type_name -> callscope.v1.SummarizerMeasure
+	1,  // 24: callscope.v1.SummarizerStream.progress:type_name -> callscope.v1.SummarizerProgress
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_callscope_v1_summarizer_state_proto_init() }
@@ -1051,14 +1286,15 @@ func file_callscope_v1_summarizer_state_proto_init() {
 	file_callscope_v1_enriched_proto_init()
 	file_callscope_v1_summarizer_state_proto_msgTypes[2].OneofWrappers = []any{}
 	file_callscope_v1_summarizer_state_proto_msgTypes[3].OneofWrappers = []any{}
-	file_callscope_v1_summarizer_state_proto_msgTypes[5].OneofWrappers = []any{}
+	file_callscope_v1_summarizer_state_proto_msgTypes[6].OneofWrappers = []any{}
+	file_callscope_v1_summarizer_state_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callscope_v1_summarizer_state_proto_rawDesc), len(file_callscope_v1_summarizer_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   9,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

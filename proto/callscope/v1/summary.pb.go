@@ -437,8 +437,15 @@ type ConferenceSummary struct {
 	Reopened                uint32                 `protobuf:"varint,22,opt,name=reopened,proto3" json:"reopened,omitempty"`
 	WorstParticipantUid     []byte                 `protobuf:"bytes,23,opt,name=worst_participant_uid,json=worstParticipantUid,proto3" json:"worst_participant_uid,omitempty"`
 	Rejoins                 uint32                 `protobuf:"varint,24,opt,name=rejoins,proto3" json:"rejoins,omitempty"`
-	unknownFields           protoimpl.UnknownFields
-	sizeCache               protoimpl.SizeCache
+	MaxJoins                uint32                 `protobuf:"varint,25,opt,name=max_joins,json=maxJoins,proto3" json:"max_joins,omitempty"` // the most presence intervals of one participant
+	// What was involved, each once, ascending; what is unknown is left out.
+	Browsers []string `protobuf:"bytes,26,rep,name=browsers,proto3" json:"browsers,omitempty"`
+	Networks []string `protobuf:"bytes,27,rep,name=networks,proto3" json:"networks,omitempty"`
+	// Fabrics that were set up without a known delay: they count in none of the
+	// setup delays.
+	SetupDelaysUnknown uint32 `protobuf:"varint,28,opt,name=setup_delays_unknown,json=setupDelaysUnknown,proto3" json:"setup_delays_unknown,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *ConferenceSummary) Reset() {
@@ -639,6 +646,34 @@ func (x *ConferenceSummary) GetRejoins() uint32 {
 	return 0
 }
 
+func (x *ConferenceSummary) GetMaxJoins() uint32 {
+	if x != nil {
+		return x.MaxJoins
+	}
+	return 0
+}
+
+func (x *ConferenceSummary) GetBrowsers() []string {
+	if x != nil {
+		return x.Browsers
+	}
+	return nil
+}
+
+func (x *ConferenceSummary) GetNetworks() []string {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+func (x *ConferenceSummary) GetSetupDelaysUnknown() uint32 {
+	if x != nil {
+		return x.SetupDelaysUnknown
+	}
+	return 0
+}
+
 type ParticipantSummary struct {
 	state                protoimpl.MessageState `protogen:"open.v1"`
 	JoinedAtMs           int64                  `protobuf:"varint,1,opt,name=joined_at_ms,json=joinedAtMs,proto3" json:"joined_at_ms,omitempty"`
@@ -667,8 +702,27 @@ type ParticipantSummary struct {
 	Present              bool                   `protobuf:"varint,24,opt,name=present,proto3" json:"present,omitempty"`
 	IntervalJoinedAtMs   []int64                `protobuf:"varint,25,rep,packed,name=interval_joined_at_ms,json=intervalJoinedAtMs,proto3" json:"interval_joined_at_ms,omitempty"`
 	IntervalLeftAtMs     []int64                `protobuf:"varint,26,rep,packed,name=interval_left_at_ms,json=intervalLeftAtMs,proto3" json:"interval_left_at_ms,omitempty"` // 0: still present
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// Receive and send apart: over the intervals of all inbound or outbound
+	// streams. Bitrates and the round-trip time are those of the selected
+	// candidate pairs.
+	LossIn         *Distribution `protobuf:"bytes,27,opt,name=loss_in,json=lossIn,proto3" json:"loss_in,omitempty"`
+	LossOut        *Distribution `protobuf:"bytes,28,opt,name=loss_out,json=lossOut,proto3" json:"loss_out,omitempty"` // as the peers report
+	JitterInMs     *Distribution `protobuf:"bytes,29,opt,name=jitter_in_ms,json=jitterInMs,proto3" json:"jitter_in_ms,omitempty"`
+	JitterOutMs    *Distribution `protobuf:"bytes,30,opt,name=jitter_out_ms,json=jitterOutMs,proto3" json:"jitter_out_ms,omitempty"` // as the peers report
+	RttMs          *Distribution `protobuf:"bytes,31,opt,name=rtt_ms,json=rttMs,proto3" json:"rtt_ms,omitempty"`
+	BitrateInKbps  *Distribution `protobuf:"bytes,32,opt,name=bitrate_in_kbps,json=bitrateInKbps,proto3" json:"bitrate_in_kbps,omitempty"`
+	BitrateOutKbps *Distribution `protobuf:"bytes,33,opt,name=bitrate_out_kbps,json=bitrateOutKbps,proto3" json:"bitrate_out_kbps,omitempty"`
+	// Time of sending audio above the level of speech; absent where no level is
+	// known.
+	TalkMs *int64 `protobuf:"varint,34,opt,name=talk_ms,json=talkMs,proto3,oneof" json:"talk_ms,omitempty"`
+	// Time that something was switched off, a screen shared or the speaker
+	// dominant, within presence; absent where it never happened.
+	MutedMs       *int64 `protobuf:"varint,35,opt,name=muted_ms,json=mutedMs,proto3,oneof" json:"muted_ms,omitempty"`
+	PausedMs      *int64 `protobuf:"varint,36,opt,name=paused_ms,json=pausedMs,proto3,oneof" json:"paused_ms,omitempty"`
+	SharedMs      *int64 `protobuf:"varint,37,opt,name=shared_ms,json=sharedMs,proto3,oneof" json:"shared_ms,omitempty"`
+	DominantMs    *int64 `protobuf:"varint,38,opt,name=dominant_ms,json=dominantMs,proto3,oneof" json:"dominant_ms,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ParticipantSummary) Reset() {
@@ -883,6 +937,90 @@ func (x *ParticipantSummary) GetIntervalLeftAtMs() []int64 {
 	return nil
 }
 
+func (x *ParticipantSummary) GetLossIn() *Distribution {
+	if x != nil {
+		return x.LossIn
+	}
+	return nil
+}
+
+func (x *ParticipantSummary) GetLossOut() *Distribution {
+	if x != nil {
+		return x.LossOut
+	}
+	return nil
+}
+
+func (x *ParticipantSummary) GetJitterInMs() *Distribution {
+	if x != nil {
+		return x.JitterInMs
+	}
+	return nil
+}
+
+func (x *ParticipantSummary) GetJitterOutMs() *Distribution {
+	if x != nil {
+		return x.JitterOutMs
+	}
+	return nil
+}
+
+func (x *ParticipantSummary) GetRttMs() *Distribution {
+	if x != nil {
+		return x.RttMs
+	}
+	return nil
+}
+
+func (x *ParticipantSummary) GetBitrateInKbps() *Distribution {
+	if x != nil {
+		return x.BitrateInKbps
+	}
+	return nil
+}
+
+func (x *ParticipantSummary) GetBitrateOutKbps() *Distribution {
+	if x != nil {
+		return x.BitrateOutKbps
+	}
+	return nil
+}
+
+func (x *ParticipantSummary) GetTalkMs() int64 {
+	if x != nil && x.TalkMs != nil {
+		return *x.TalkMs
+	}
+	return 0
+}
+
+func (x *ParticipantSummary) GetMutedMs() int64 {
+	if x != nil && x.MutedMs != nil {
+		return *x.MutedMs
+	}
+	return 0
+}
+
+func (x *ParticipantSummary) GetPausedMs() int64 {
+	if x != nil && x.PausedMs != nil {
+		return *x.PausedMs
+	}
+	return 0
+}
+
+func (x *ParticipantSummary) GetSharedMs() int64 {
+	if x != nil && x.SharedMs != nil {
+		return *x.SharedMs
+	}
+	return 0
+}
+
+func (x *ParticipantSummary) GetDominantMs() int64 {
+	if x != nil && x.DominantMs != nil {
+		return *x.DominantMs
+	}
+	return 0
+}
+
 type FabricSummary struct {
 	state                  protoimpl.MessageState `protogen:"open.v1"`
 	StartedAtMs            int64                  `protobuf:"varint,1,opt,name=started_at_ms,json=startedAtMs,proto3" json:"started_at_ms,omitempty"`
@@ -1091,6 +1229,11 @@ type StreamSummary struct {
 	VideoScore  *Distribution          `protobuf:"bytes,16,opt,name=video_score,json=videoScore,proto3" json:"video_score,omitempty"`
 	// What the scores lost where, a JSON object: mean points by reason.
 	ScoreReasonsJson string `protobuf:"bytes,17,opt,name=score_reasons_json,json=scoreReasonsJson,proto3" json:"score_reasons_json,omitempty"`
+	// Whose side made a poor stream: sender, networkUp, networkDown, receiver;
+	// empty where it is not poor or not known. With what it was concluded from,
+	// a JSON object.
+	Side             string `protobuf:"bytes,18,opt,name=side,proto3" json:"side,omitempty"`
+	SideEvidenceJson string `protobuf:"bytes,19,opt,name=side_evidence_json,json=sideEvidenceJson,proto3" json:"side_evidence_json,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1244,6 +1387,20 @@ func (x *StreamSummary) GetScoreReasonsJson() string {
 	return ""
 }
 
+func (x *StreamSummary) GetSide() string {
+	if x != nil {
+		return x.Side
+	}
+	return ""
+}
+
+func (x *StreamSummary) GetSideEvidenceJson() string {
+	if x != nil {
+		return x.SideEvidenceJson
+	}
+	return ""
+}
+
 var File_callscope_v1_summary_proto protoreflect.FileDescriptor
 
 const file_callscope_v1_summary_proto_rawDesc = "" +
@@ -1289,7 +1446,7 @@ const file_callscope_v1_summary_proto_rawDesc = "" +
 	"\a_medianB\x06\n" +
 	"\x04_p90B\x06\n" +
 	"\x04_maxB\x0e\n" +
-	"\f_share_below\"\xf9\t\n" +
+	"\f_share_below\"\x80\v\n" +
 	"\x11ConferenceSummary\x12\"\n" +
 	"\rstarted_at_ms\x18\x01 \x01(\x03R\vstartedAtMs\x12#\n" +
 	"\vended_at_ms\x18\x02 \x01(\x03H\x00R\tendedAtMs\x88\x01\x01\x12$\n" +
@@ -1318,7 +1475,11 @@ const file_callscope_v1_summary_proto_rawDesc = "" +
 	"\x15outcome_evidence_json\x18\x15 \x01(\tR\x13outcomeEvidenceJson\x12\x1a\n" +
 	"\breopened\x18\x16 \x01(\rR\breopened\x122\n" +
 	"\x15worst_participant_uid\x18\x17 \x01(\fR\x13worstParticipantUid\x12\x18\n" +
-	"\arejoins\x18\x18 \x01(\rR\arejoinsB\x0e\n" +
+	"\arejoins\x18\x18 \x01(\rR\arejoins\x12\x1b\n" +
+	"\tmax_joins\x18\x19 \x01(\rR\bmaxJoins\x12\x1a\n" +
+	"\bbrowsers\x18\x1a \x03(\tR\bbrowsers\x12\x1a\n" +
+	"\bnetworks\x18\x1b \x03(\tR\bnetworks\x120\n" +
+	"\x14setup_delays_unknown\x18\x1c \x01(\rR\x12setupDelaysUnknownB\x0e\n" +
 	"\f_ended_at_msB\x0e\n" +
 	"\f_duration_msB\x16\n" +
 	"\x14_participant_minutesB\x1c\n" +
@@ -1327,7 +1488,7 @@ const file_callscope_v1_summary_proto_rawDesc = "" +
 	"\x14_setup_delay_ms_meanB\x18\n" +
 	"\x16_setup_delay_ms_medianB\x15\n" +
 	"\x13_setup_delay_ms_maxB\x13\n" +
-	"\x11_feedback_overall\"\xc4\a\n" +
+	"\x11_feedback_overall\"\xd8\f\n" +
 	"\x12ParticipantSummary\x12 \n" +
 	"\fjoined_at_ms\x18\x01 \x01(\x03R\n" +
 	"joinedAtMs\x12!\n" +
@@ -1362,9 +1523,31 @@ const file_callscope_v1_summary_proto_rawDesc = "" +
 	"\tuser_name\x18\x17 \x01(\tR\buserName\x12\x18\n" +
 	"\apresent\x18\x18 \x01(\bR\apresent\x121\n" +
 	"\x15interval_joined_at_ms\x18\x19 \x03(\x03R\x12intervalJoinedAtMs\x12-\n" +
-	"\x13interval_left_at_ms\x18\x1a \x03(\x03R\x10intervalLeftAtMsB\r\n" +
+	"\x13interval_left_at_ms\x18\x1a \x03(\x03R\x10intervalLeftAtMs\x123\n" +
+	"\aloss_in\x18\x1b \x01(\v2\x1a.callscope.v1.DistributionR\x06lossIn\x125\n" +
+	"\bloss_out\x18\x1c \x01(\v2\x1a.callscope.v1.DistributionR\alossOut\x12<\n" +
+	"\fjitter_in_ms\x18\x1d \x01(\v2\x1a.callscope.v1.DistributionR\n" +
+	"jitterInMs\x12>\n" +
+	"\rjitter_out_ms\x18\x1e \x01(\v2\x1a.callscope.v1.DistributionR\vjitterOutMs\x121\n" +
+	"\x06rtt_ms\x18\x1f \x01(\v2\x1a.callscope.v1.DistributionR\x05rttMs\x12B\n" +
+	"\x0fbitrate_in_kbps\x18  \x01(\v2\x1a.callscope.v1.DistributionR\rbitrateInKbps\x12D\n" +
+	"\x10bitrate_out_kbps\x18! \x01(\v2\x1a.callscope.v1.DistributionR\x0ebitrateOutKbps\x12\x1c\n" +
+	"\atalk_ms\x18\" \x01(\x03H\x02R\x06talkMs\x88\x01\x01\x12\x1e\n" +
+	"\bmuted_ms\x18# \x01(\x03H\x03R\amutedMs\x88\x01\x01\x12 \n" +
+	"\tpaused_ms\x18$ \x01(\x03H\x04R\bpausedMs\x88\x01\x01\x12 \n" +
+	"\tshared_ms\x18% \x01(\x03H\x05R\bsharedMs\x88\x01\x01\x12$\n" +
+	"\vdominant_ms\x18& \x01(\x03H\x06R\n" +
+	"dominantMs\x88\x01\x01B\r\n" +
 	"\v_left_at_msB\x13\n" +
-	"\x11_feedback_overall\"\xe7\x06\n" +
+	"\x11_feedback_overallB\n" +
+	"\n" +
+	"\b_talk_msB\v\n" +
+	"\t_muted_msB\f\n" +
+	"\n" +
+	"_paused_msB\f\n" +
+	"\n" +
+	"_shared_msB\x0e\n" +
+	"\f_dominant_ms\"\xe7\x06\n" +
 	"\rFabricSummary\x12\"\n" +
 	"\rstarted_at_ms\x18\x01 \x01(\x03R\vstartedAtMs\x12#\n" +
 	"\vended_at_ms\x18\x02 \x01(\x03H\x00R\tendedAtMs\x88\x01\x01\x12\x14\n" +
@@ -1395,7 +1578,7 @@ const file_callscope_v1_summary_proto_rawDesc = "" +
 	"\x11_failure_delay_msB\n" +
 	"\n" +
 	"\b_relayedB\t\n" +
-	"\a_rtt_ms\"\xd0\x05\n" +
+	"\a_rtt_ms\"\x92\x06\n" +
 	"\rStreamSummary\x12\x12\n" +
 	"\x04ssrc\x18\x01 \x01(\tR\x04ssrc\x12\x1c\n" +
 	"\tdirection\x18\x02 \x01(\tR\tdirection\x12\x1d\n" +
@@ -1417,7 +1600,9 @@ const file_callscope_v1_summary_proto_rawDesc = "" +
 	"\taudio_mos\x18\x0f \x01(\v2\x1a.callscope.v1.DistributionR\baudioMos\x12;\n" +
 	"\vvideo_score\x18\x10 \x01(\v2\x1a.callscope.v1.DistributionR\n" +
 	"videoScore\x12,\n" +
-	"\x12score_reasons_json\x18\x11 \x01(\tR\x10scoreReasonsJsonB\x0e\n" +
+	"\x12score_reasons_json\x18\x11 \x01(\tR\x10scoreReasonsJson\x12\x12\n" +
+	"\x04side\x18\x12 \x01(\tR\x04side\x12,\n" +
+	"\x12side_evidence_json\x18\x13 \x01(\tR\x10sideEvidenceJsonB\x0e\n" +
 	"\f_ended_at_ms*|\n" +
 	"\fSummaryState\x12\x1d\n" +
 	"\x19SUMMARY_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
@@ -1463,18 +1648,25 @@ var file_callscope_v1_summary_proto_depIdxs = []int32{
 	2,  // 9: callscope.v1.ConferenceSummary.video_score:type_name -> callscope.v1.Distribution
 	2,  // 10: callscope.v1.ParticipantSummary.audio_mos:type_name -> callscope.v1.Distribution
 	2,  // 11: callscope.v1.ParticipantSummary.video_score:type_name -> callscope.v1.Distribution
-	2,  // 12: callscope.v1.FabricSummary.rtt:type_name -> callscope.v1.Distribution
-	2,  // 13: callscope.v1.StreamSummary.bitrate_kbps:type_name -> callscope.v1.Distribution
-	2,  // 14: callscope.v1.StreamSummary.loss:type_name -> callscope.v1.Distribution
-	2,  // 15: callscope.v1.StreamSummary.jitter_ms:type_name -> callscope.v1.Distribution
-	2,  // 16: callscope.v1.StreamSummary.rtt_ms:type_name -> callscope.v1.Distribution
-	2,  // 17: callscope.v1.StreamSummary.audio_mos:type_name -> callscope.v1.Distribution
-	2,  // 18: callscope.v1.StreamSummary.video_score:type_name -> callscope.v1.Distribution
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	2,  // 12: callscope.v1.ParticipantSummary.loss_in:type_name -> callscope.v1.Distribution
+	2,  // 13: callscope.v1.ParticipantSummary.loss_out:type_name -> callscope.v1.Distribution
+	2,  // 14: callscope.v1.ParticipantSummary.jitter_in_ms:type_name -> callscope.v1.Distribution
+	2,  // 15: callscope.v1.ParticipantSummary.jitter_out_ms:type_name -> callscope.v1.Distribution
+	2,  // 16: callscope.v1.ParticipantSummary.rtt_ms:type_name -> callscope.v1.Distribution
+	2,  // 17: callscope.v1.ParticipantSummary.bitrate_in_kbps:type_name -> callscope.v1.Distribution
+	2,  // 18: callscope.v1.ParticipantSummary.bitrate_out_kbps:type_name -> callscope.v1.Distribution
+	2,  // 19: callscope.v1.FabricSummary.rtt:type_name -> callscope.v1.Distribution
+	2,  // 20: callscope.v1.StreamSummary.bitrate_kbps:type_name -> callscope.v1.Distribution
+	2,  // 21: callscope.v1.StreamSummary.loss:type_name -> callscope.v1.Distribution
+	2,  // 22: callscope.v1.StreamSummary.jitter_ms:type_name -> callscope.v1.Distribution
+	2,  // 23: callscope.v1.StreamSummary.rtt_ms:type_name -> callscope.v1.Distribution
+	2,  // 24: callscope.v1.StreamSummary.audio_mos:type_name -> callscope.v1.Distribution
+	2,  // 25: callscope.v1.StreamSummary.video_score:type_name -> callscope.v1.Distribution
+	26, // [26:26] is the sub-list for method output_type
+	26, // [26:26] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_callscope_v1_summary_proto_init() }
