@@ -51,6 +51,43 @@ type AudioScore struct {
 	LossPenalty  float64 // points of R' lost to packet loss, four decimals
 }
 
+// Heard is what a report tells of one listener's stream in one interval; nil is
+// unknown.
+type Heard struct {
+	Concealment    *float64 // share of samples concealed and not silent, 0 to 1
+	Loss           *float64 // share of packets lost, 0 to 1
+	RTTMs          *float64 // of the stream, by its sender's reports
+	PathRTTMs      *float64 // of the selected candidate pair
+	PlayoutDelayMs *float64
+}
+
+// ScoreHeard scores an interval by what is known of it: the loss is what was
+// concealed, else packet loss; the round-trip time is the stream's, else the
+// path's; an unknown playout delay is DefaultPlayoutDelayMs. It answers false
+// without a loss or without a round-trip time. Values that are no measure
+// (negative, not finite) count as unknown. Whether there was anything to hear
+// is for the caller to know.
+func ScoreHeard(h Heard) (AudioScore, bool) {
+	first := func(values ...*float64) (float64, bool) {
+		for _, v := range values {
+			if v != nil && known(*v) {
+				return *v, true
+			}
+		}
+		return 0, false
+	}
+	loss, hasLoss := first(h.Concealment, h.Loss)
+	rtt, hasRTT := first(h.RTTMs, h.PathRTTMs)
+	if !hasLoss || !hasRTT {
+		return AudioScore{}, false
+	}
+	in := AudioInput{Loss: loss, RTTMs: rtt, PlayoutDelayMs: DefaultPlayoutDelayMs}
+	if playout, ok := first(h.PlayoutDelayMs); ok {
+		in.PlayoutDelayMs = playout
+	}
+	return AudioMOS(in)
+}
+
 // AudioMOS is the E-model of ITU-T G.107.2 with constants for Opus. It answers
 // false where an input is not a number or negative; the loss is clamped to 1.
 func AudioMOS(in AudioInput) (AudioScore, bool) {

@@ -1,6 +1,7 @@
 package quality
 
 import (
+	"flag"
 	"math"
 	"testing"
 
@@ -46,6 +47,26 @@ func mosOf(t interface{ Fatalf(string, ...any) }, in AudioInput) float64 {
 	return score.MOS
 }
 
+// manyCases lets rapid try 100,000 cases in this test: a law of formulas is
+// cheap to try and a single counterexample counts. A larger number from the
+// command line stands.
+func manyCases(t *testing.T) {
+	t.Helper()
+	checks := flag.Lookup("rapid.checks")
+	before := checks.Value.String()
+	if n, ok := checks.Value.(flag.Getter).Get().(int); ok && n >= 100_000 {
+		return
+	}
+	if err := flag.Set("rapid.checks", "100000"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := flag.Set("rapid.checks", before); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 func drawAudio(t *rapid.T) AudioInput {
 	return AudioInput{
 		Loss:           rapid.Float64Range(0, 1).Draw(t, "loss"),
@@ -58,6 +79,7 @@ func drawAudio(t *rapid.T) AudioInput {
 // More loss, delay or playout delay never raises a score, and equal inputs
 // give equal scores.
 func TestAudioMOSNeverRises(t *testing.T) {
+	manyCases(t)
 	rapid.Check(t, func(t *rapid.T) {
 		in := drawAudio(t)
 		before := mosOf(t, in)
@@ -80,6 +102,20 @@ func TestAudioMOSNeverRises(t *testing.T) {
 	})
 }
 
+// A bad minute costs nothing afterwards: the score of an interval knows only
+// that interval, however bad the ones before were.
+func TestAudioMOSRecovers(t *testing.T) {
+	manyCases(t)
+	rapid.Check(t, func(t *rapid.T) {
+		good, bad := drawAudio(t), drawAudio(t)
+		before := mosOf(t, good)
+		mosOf(t, bad)
+		if after := mosOf(t, good); after != before {
+			t.Fatalf("%+v scored %v, and %v after %+v", good, before, after, bad)
+		}
+	})
+}
+
 func TestAudioMOSWithoutInputs(t *testing.T) {
 	for _, in := range []AudioInput{
 		{Loss: math.NaN()}, {RTTMs: math.NaN()}, {PlayoutDelayMs: math.Inf(1)}, {Loss: -0.1}, {RTTMs: -1}, {BurstRatio: -1},
@@ -91,6 +127,36 @@ func TestAudioMOSWithoutInputs(t *testing.T) {
 	whole := mosOf(t, AudioInput{Loss: 1})
 	if got := mosOf(t, AudioInput{Loss: 7}); got != whole {
 		t.Errorf("loss above 1 scored %v, want that of 1, %v", got, whole)
+	}
+}
+
+func TestScoreHeard(t *testing.T) {
+	full := Heard{Concealment: new(0.02), Loss: new(0.5), RTTMs: new(60.0), PathRTTMs: new(400.0), PlayoutDelayMs: new(70.0)}
+	for name, tc := range map[string]struct {
+		change func(*Heard)
+		want   AudioInput
+		none   bool
+	}{
+		"all known":               {func(*Heard) {}, AudioInput{Loss: 0.02, RTTMs: 60, PlayoutDelayMs: 70}, false},
+		"no concealment":          {func(h *Heard) { h.Concealment = nil }, AudioInput{Loss: 0.5, RTTMs: 60, PlayoutDelayMs: 70}, false},
+		"concealment no number":   {func(h *Heard) { h.Concealment = new(math.NaN()) }, AudioInput{Loss: 0.5, RTTMs: 60, PlayoutDelayMs: 70}, false},
+		"only the path":           {func(h *Heard) { h.RTTMs = nil }, AudioInput{Loss: 0.02, RTTMs: 400, PlayoutDelayMs: 70}, false},
+		"round trip no number":    {func(h *Heard) { h.RTTMs = new(math.Inf(1)) }, AudioInput{Loss: 0.02, RTTMs: 400, PlayoutDelayMs: 70}, false},
+		"playout delay unknown":   {func(h *Heard) { h.PlayoutDelayMs = nil }, AudioInput{Loss: 0.02, RTTMs: 60, PlayoutDelayMs: 40}, false},
+		"no loss of any kind":     {func(h *Heard) { h.Concealment, h.Loss = nil, new(-1.0) }, AudioInput{}, true},
+		"no round trip of any":    {func(h *Heard) { h.RTTMs, h.PathRTTMs = nil, nil }, AudioInput{}, true},
+		"nothing known at all   ": {func(h *Heard) { *h = Heard{} }, AudioInput{}, true},
+	} {
+		in := full
+		tc.change(&in)
+		got, ok := ScoreHeard(in)
+		if ok == tc.none {
+			t.Errorf("%s: scored %v: %+v", name, ok, got)
+			continue
+		}
+		if want, _ := AudioMOS(tc.want); !tc.none && got != want {
+			t.Errorf("%s: %+v, want %+v", name, got, want)
+		}
 	}
 }
 

@@ -20,7 +20,7 @@ type VideoInput struct {
 	Screen          bool // a shared screen, scored by its own table
 }
 
-// VideoReasons are the penalties that a score is 5 less of.
+// VideoReasons are the penalties that a score is 5 less of, four decimals.
 type VideoReasons struct {
 	Freeze, FrameRate, Resolution, Loss float64
 }
@@ -66,7 +66,7 @@ func ScoreVideo(in VideoInput) (VideoScore, bool) {
 	}
 	var r VideoReasons
 	if known(in.FreezeRatio) {
-		r.Freeze = min(float64(t.freezePerRatio*min(in.FreezeRatio, 1)), t.freezeCap)
+		r.Freeze = round4(min(float64(t.freezePerRatio*min(in.FreezeRatio, 1)), t.freezeCap))
 	}
 	if known(in.FrameRate) {
 		expected := t.usualFPS
@@ -79,7 +79,7 @@ func ScoreVideo(in VideoInput) (VideoScore, bool) {
 		r.Resolution = halvings(in.Height, in.SourceHeight, t.heightPerHalving, t.heightCap)
 	}
 	if known(in.Loss) {
-		r.Loss = min(float64(t.lossPerRatio*min(in.Loss, 1)), t.lossCap)
+		r.Loss = round4(min(float64(t.lossPerRatio*min(in.Loss, 1)), t.lossCap))
 	}
 	score := 5 - r.Freeze - r.FrameRate - r.Resolution - r.Loss
 	return VideoScore{Score: round4(max(score, 1)), Reasons: r}, true

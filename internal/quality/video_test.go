@@ -52,6 +52,7 @@ func TestScoreVideo(t *testing.T) {
 }
 
 func TestVideoScoreNeverRises(t *testing.T) {
+	manyCases(t)
 	rapid.Check(t, func(t *rapid.T) {
 		in := VideoInput{
 			FreezeRatio:     rapid.Float64Range(0, 1).Draw(t, "freeze"),

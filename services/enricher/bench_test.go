@@ -10,14 +10,14 @@ import (
 	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
 )
 
-// open returns a partition with n open conferences of two participants each,
+// open returns a partition with n open conferences of so many participants each,
 // who have set up a fabric and, with stats, sent a report of a recording.
-func open(b *testing.B, n int, stats *callscopev1.Stats) (*partition, []*client) {
+func open(b *testing.B, n, participants int, stats *callscopev1.Stats) (*partition, []*client) {
 	p := newPartition(b)
 	var clients []*client
 	for i := range n {
-		for _, user := range []string{"alice@example.test", "bob@example.test"} {
-			c := &client{p: p, room: fmt.Sprint("conference ", i), user: user, device: fmt.Sprintf("%064x", i)}
+		for user := range participants {
+			c := &client{p: p, room: fmt.Sprint("conference ", i), user: fmt.Sprintf("user%d@example.test", user), device: fmt.Sprintf("%064x", i)}
 			c.join()
 			c.devices("f", "peer")
 			c.ice("", "f", "peer", "checking", "connected")
@@ -43,9 +43,9 @@ func recordedStats(b *testing.B) *callscopev1.Stats {
 }
 
 // benchmarkMessages measures decode, Step and encode of one kind of message,
-// with n conferences open.
-func benchmarkMessages(b *testing.B, n int, stats *callscopev1.Stats, message func(c *client) *callscopev1.Raw) {
-	p, clients := open(b, n, stats)
+// with n conferences of so many participants open.
+func benchmarkMessages(b *testing.B, n, participants int, stats *callscopev1.Stats, message func(c *client) *callscopev1.Raw) {
+	p, clients := open(b, n, participants, stats)
 	const batch = 1_000
 	var inputs []stage.Input
 	b.ReportAllocs()
@@ -92,6 +92,7 @@ func benchmarkMessages(b *testing.B, n int, stats *callscopev1.Stats, message fu
 	cpu += cpuTime() - since
 	b.SetBytes(int64(bytes / max(b.N, 1)))
 	b.ReportMetric(float64(cpu.Nanoseconds())/float64(b.N), "cpu-ns/op")
+	b.ReportMetric(float64(b.N)/cpu.Seconds(), "records/s-and-core")
 }
 
 // cpuTime is what the process has used: on a busy machine the only time that
@@ -104,20 +105,23 @@ func cpuTime() time.Duration {
 	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
+// BenchmarkStep measures how many records one core takes, and how that grows
+// with what is open: from few conferences to many, from two participants in one
+// to 500.
 func BenchmarkStep(b *testing.B) {
 	stats := recordedStats(b)
-	for _, n := range []int{1_000, 100_000} {
-		b.Run(fmt.Sprint("event/conferences=", n), func(b *testing.B) {
-			benchmarkMessages(b, n, nil, func(c *client) *callscopev1.Raw {
+	for _, size := range []struct{ conferences, participants int }{{1_000, 2}, {100_000, 2}, {10, 500}} {
+		b.Run(fmt.Sprintf("event/conferences=%d/participants=%d", size.conferences, size.participants), func(b *testing.B) {
+			benchmarkMessages(b, size.conferences, size.participants, nil, func(c *client) *callscopev1.Raw {
 				raw := c.message("userAlive", "f", "peer")
 				raw.Payload = &callscopev1.Raw_UserAlive{UserAlive: &callscopev1.UserAlive{}}
 				return raw
 			})
 		})
 	}
-	for _, n := range []int{1_000, 10_000} {
-		b.Run(fmt.Sprint("stats/conferences=", n), func(b *testing.B) {
-			benchmarkMessages(b, n, stats, func(c *client) *callscopev1.Raw {
+	for _, size := range []struct{ conferences, participants int }{{1_000, 2}, {10_000, 2}, {10, 500}} {
+		b.Run(fmt.Sprintf("stats/conferences=%d/participants=%d", size.conferences, size.participants), func(b *testing.B) {
+			benchmarkMessages(b, size.conferences, size.participants, stats, func(c *client) *callscopev1.Raw {
 				for _, rtp := range stats.Rtp {
 					rtp.TimestampMs = float64(captureBaseMs + c.p.nowMs)
 				}
@@ -129,8 +133,10 @@ func BenchmarkStep(b *testing.B) {
 	}
 }
 
+// BenchmarkSnapshot measures what 10,000 open participants cost to write down
+// and to read back.
 func BenchmarkSnapshot(b *testing.B) {
-	p, clients := open(b, 5_000, recordedStats(b))
+	p, clients := open(b, 5_000, 2, recordedStats(b))
 	p.wait(61_000) // the duplicate window is another matter
 	for _, c := range clients {
 		c.alive("f", "peer")
@@ -140,18 +146,22 @@ func BenchmarkSnapshot(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.Run("write", func(b *testing.B) {
+		since := cpuTime()
 		for b.Loop() {
 			if _, err := p.m.Snapshot(); err != nil {
 				b.Fatal(err)
 			}
 		}
+		b.ReportMetric(float64((cpuTime()-since).Nanoseconds())/float64(b.N), "cpu-ns/op")
 		b.ReportMetric(float64(len(data))/float64(len(clients)), "bytes/participant")
 	})
 	b.Run("restore", func(b *testing.B) {
+		since := cpuTime()
 		for b.Loop() {
 			if err := NewMachine().Restore(FormatVersion, data); err != nil {
 				b.Fatal(err)
 			}
 		}
+		b.ReportMetric(float64((cpuTime()-since).Nanoseconds())/float64(b.N), "cpu-ns/op")
 	})
 }

@@ -19,6 +19,9 @@ const (
 
 	delayReported = "reported"
 	delayComputed = "computed"
+
+	firstMediaPlayback = "playback"
+	firstMediaReport   = "report"
 )
 
 // fabric is one PeerConnection of a participant.
@@ -64,9 +67,16 @@ func (f *fabric) apply(raw *callscopev1.Raw, sdps *deflater) string {
 	case *callscopev1.Raw_FabricAction:
 		switch raw.EventType {
 		case eventFabricHold:
-			f.hold(true)
+			f.hold(true, receivedAtMs)
 		case eventFabricResume:
-			f.hold(false)
+			f.hold(false, receivedAtMs)
+		}
+	case *callscopev1.Raw_FabricTransportSwitch:
+		f.s.Facts.TransportSwitches++
+		f.changed = true
+	case *callscopev1.Raw_MediaPlayback:
+		if raw.EventType == eventMediaPlaybackStart {
+			f.firstMedia(timeMs, firstMediaPlayback)
 		}
 	case *callscopev1.Raw_SdpSubmission:
 		f.keepSDPs(payload.SdpSubmission, sdps)
@@ -76,9 +86,28 @@ func (f *fabric) apply(raw *callscopev1.Raw, sdps *deflater) string {
 	return ""
 }
 
-func (f *fabric) hold(held bool) {
-	if f.s.Facts.Held != held {
-		f.s.Facts.Held = held
+func (f *fabric) hold(held bool, atMs int64) {
+	if f.s.Facts.Held == held {
+		return
+	}
+	f.s.Facts.Held = held
+	f.changed = true
+	if held {
+		begin(&f.s.Facts.Hold, atMs)
+	} else {
+		end(f.s.Facts.Hold, atMs)
+	}
+}
+
+// firstMedia notes when media was first received. A report shows it late, so
+// the first playback takes its place.
+func (f *fabric) firstMedia(timeMs float64, source string) {
+	facts := f.s.Facts
+	if facts.FirstMediaSource == source || facts.FirstMediaSource == firstMediaPlayback {
+		return
+	}
+	if delay, known := f.since(timeMs); known {
+		facts.FirstMediaMs, facts.FirstMediaSource = proto.Float64(delay), source
 		f.changed = true
 	}
 }
@@ -318,6 +347,7 @@ func (f *fabric) end(atMs int64, timeMs float64, reason string, explicit bool) {
 	f.s.Facts.EndReason = reason
 	f.s.EndedTimeMs = timeMs
 	f.s.EndedExplicitly = explicit
+	end(f.s.Facts.Hold, atMs)
 	f.changed = true
 	f.derive()
 }
@@ -328,8 +358,11 @@ func (f *fabric) endExplicitly(reason string) {
 	f.set(&f.s.Facts.EndReason, reason)
 }
 
-// reopen undoes an end by idleness.
-func (f *fabric) reopen() {
+// reopen undoes an end by idleness. A fabric that was held still is.
+func (f *fabric) reopen(atMs int64) {
+	if f.s.Facts.Held {
+		begin(&f.s.Facts.Hold, atMs)
+	}
 	f.s.Facts.EndedAtMs = nil
 	f.s.Facts.EndReason = ""
 	f.s.EndedTimeMs = 0

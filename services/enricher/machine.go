@@ -37,6 +37,7 @@ const (
 type Machine struct {
 	alive     stage.AliveTime
 	rooms     map[string][]*conference // by key; oldest first, open or in grace
+	perApp    map[string]int           // conferences in rooms, by app
 	dup       duplicates
 	deadlines deadlines
 	agents    *userAgents
@@ -56,12 +57,15 @@ type Counts struct {
 	ConferencesBegun    uint64
 	ConferencesReopened uint64
 	StreamsOverLimit    uint64 // reports of streams beyond what a fabric may have
+	// Messages that would have begun something beyond what may be open.
+	ConferencesOverLimit, ParticipantsOverLimit, FabricsOverLimit uint64
 }
 
 // NewMachine returns the machine of an empty partition.
 func NewMachine() *Machine {
 	return &Machine{
 		rooms:  map[string][]*conference{},
+		perApp: map[string]int{},
 		dup:    duplicates{seen: map[seenKey]struct{}{}, sessions: map[string]*session{}},
 		agents: sharedUserAgents(),
 	}
@@ -214,6 +218,9 @@ func (t *tickStep) add(key []byte, receivedAtMs int64, entityUID []byte, kind st
 
 // forget drops a conference that nothing can change any more.
 func (m *Machine) forget(c *conference) {
+	if m.perApp[c.s.AppId]--; m.perApp[c.s.AppId] == 0 {
+		delete(m.perApp, c.s.AppId)
+	}
 	key := roomKey(c.s.AppId, c.s.ConferenceId)
 	room := slices.DeleteFunc(m.rooms[key], func(other *conference) bool { return other == c })
 	if len(room) == 0 {

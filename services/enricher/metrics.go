@@ -10,6 +10,7 @@ import (
 type metrics struct {
 	processed, ignoredTicks, orphans, begun, reopened, overLimit prometheus.Counter
 	byRecord, bySequence, byContent                              prometheus.Counter // duplicates
+	conferencesOver, participantsOver, fabricsOver               prometheus.Counter // over limit
 }
 
 // newMetrics makes the metrics and registers them unless reg is nil.
@@ -29,6 +30,16 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		reopened:     counter("conferences_reopened_total", "Conferences re-opened during grace."),
 		overLimit:    counter("streams_over_limit_total", "Reports and associations of streams beyond what one fabric may have."),
 	}
+	over := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "callscope_enricher_over_limit_total",
+		Help: "Messages that would have begun a conference, participant or fabric beyond what an app, conference or participant may have at once; they are kept as events.",
+	}, []string{"what"})
+	if reg != nil {
+		reg.MustRegister(over)
+	}
+	m.conferencesOver = over.WithLabelValues("conferences")
+	m.participantsOver = over.WithLabelValues("participants")
+	m.fabricsOver = over.WithLabelValues("fabrics")
 	duplicates := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "callscope_enricher_duplicates_total",
 		Help: "Raw records dropped as duplicates, by what showed it: record, sequence or content.",
@@ -65,6 +76,9 @@ func (c *countedMachine) Step(in stage.Input) ([]stage.Output, error) {
 		{c.metrics.begun, now.ConferencesBegun, before.ConferencesBegun},
 		{c.metrics.reopened, now.ConferencesReopened, before.ConferencesReopened},
 		{c.metrics.overLimit, now.StreamsOverLimit, before.StreamsOverLimit},
+		{c.metrics.conferencesOver, now.ConferencesOverLimit, before.ConferencesOverLimit},
+		{c.metrics.participantsOver, now.ParticipantsOverLimit, before.ParticipantsOverLimit},
+		{c.metrics.fabricsOver, now.FabricsOverLimit, before.FabricsOverLimit},
 		{c.metrics.byRecord, now.DuplicateRecords, before.DuplicateRecords},
 		{c.metrics.bySequence, now.DuplicateSequences, before.DuplicateSequences},
 		{c.metrics.byContent, now.DuplicateContents, before.DuplicateContents},

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/callscope/callscope/internal/stage"
+	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
 )
 
 // Every counter moves with what it counts.
@@ -45,14 +46,24 @@ func TestCounters(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	fill(t, m, maxConferences+1, func(i int) *callscopev1.Claimed {
+		return &callscopev1.Claimed{ConferenceId: sprint("full", i), UserId: "u"}
+	})
+	fill(t, m, maxParticipants, func(i int) *callscopev1.Claimed {
+		return &callscopev1.Claimed{ConferenceId: "full 0", UserId: sprint("user", i)}
+	})
+	fill(t, m, maxFabrics+1, func(i int) *callscopev1.Claimed {
+		return &callscopev1.Claimed{ConferenceId: "full 0", UserId: "u", ConnectionId: sprint("f", i)}
+	})
 	want := map[string]float64{
 		"callscope_enricher_ignored_ticks_total":        1,
-		"callscope_enricher_orphans_total":              1,
-		"callscope_enricher_conferences_begun_total":    1,
+		"callscope_enricher_orphans_total":              2, // one of them over the limit
+		"callscope_enricher_conferences_begun_total":    1 + maxConferences,
+		"callscope_enricher_over_limit_total":           3,
 		"callscope_enricher_conferences_reopened_total": 1,
 		"callscope_enricher_streams_over_limit_total":   9_000 - maxStreams,
 		"callscope_enricher_duplicates_total":           3,
-		"callscope_enricher_processed_total":            float64(len(p.inputs) - 1 - 3),
+		"callscope_enricher_processed_total":            float64(len(p.inputs) - 1 - 3 + maxConferences + 1 + maxParticipants + maxFabrics + 1),
 	}
 	families, err := registry.Gather()
 	if err != nil {

@@ -60,6 +60,7 @@ func (p *participant) leave(atMs int64, timeMs float64, reason string) {
 	last := facts.Intervals[len(facts.Intervals)-1]
 	last.LeftAtMs = proto.Int64(atMs)
 	last.LeftReason = reason
+	p.stop(atMs, reason == reasonIdle)
 	p.changed = true
 	p.stay()
 	p.c.s.Present--

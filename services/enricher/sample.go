@@ -45,13 +45,20 @@ const (
 )
 
 // applyStats appends what a getStats report gives: its place in time, a sample
-// of each RTP stream, and one of the transport.
+// of the transport, and one of each RTP stream.
 func (s *step) applyStats(stats *callscopev1.Stats) {
 	s.addStatsReceived()
 	if s.f == nil {
 		return
 	}
 	id := identity(s.c, s.p, s.f)
+	// The transport comes first: its round trip is what the streams are judged by.
+	if sample := s.fabricSample(stats); sample != nil {
+		s.add(s.key, &callscopev1.Enriched{
+			Identity: id,
+			Body:     &callscopev1.Enriched_FabricSample{FabricSample: sample},
+		})
+	}
 	peers := peerReports(stats)
 	for _, rtp := range stats.Rtp {
 		direction := rtpDirection(rtp.Type)
@@ -60,15 +67,13 @@ func (s *step) applyStats(stats *callscopev1.Stats) {
 		}
 		st := s.streamOf(s.f, direction, rtp)
 		sample := s.streamSample(st, direction, rtp, peers.of(rtp), stats)
+		if direction == callscopev1.Direction_DIRECTION_INBOUND && s.f.open() &&
+			(count(rtp.FramesDecoded) > 0 || count(rtp.PacketsReceived) > 0) {
+			s.f.firstMedia(s.raw.Claimed.TimeMs, firstMediaReport)
+		}
 		s.add(s.key, &callscopev1.Enriched{
 			Identity: id,
 			Body:     &callscopev1.Enriched_StreamSample{StreamSample: sample},
-		})
-	}
-	if sample := s.fabricSample(stats); sample != nil {
-		s.add(s.key, &callscopev1.Enriched{
-			Identity: id,
-			Body:     &callscopev1.Enriched_FabricSample{FabricSample: sample},
 		})
 	}
 }
@@ -155,7 +160,11 @@ func (s *step) streamSample(st *rtpStream, direction callscopev1.Direction, rtp,
 		sample.AudioLevel = value(rtp.AudioLevel)
 		sample.JitterMs = milliseconds(rtp.Jitter)
 	} else {
-		sample.AudioLevel = sourceLevel(rtp, stats)
+		if source := mediaSource(rtp, stats); source != nil {
+			sample.AudioLevel = value(source.AudioLevel)
+			sample.SourceFrameRate = value(source.FramesPerSecond)
+			sample.SourceFrameHeight = value(source.Height)
+		}
 		if peer != nil {
 			sample.JitterMs = milliseconds(peer.Jitter)
 		}
@@ -379,14 +388,14 @@ func first(a, b *float64) *float64 {
 	return b
 }
 
-// sourceLevel returns the audio level of the media source that is sent.
-func sourceLevel(rtp *callscopev1.RtpStats, stats *callscopev1.Stats) *float64 {
+// mediaSource returns the media source that is sent, nil if none is known.
+func mediaSource(rtp *callscopev1.RtpStats, stats *callscopev1.Stats) *callscopev1.MediaSourceStats {
 	if rtp.MediaSourceId == "" {
 		return nil
 	}
 	for _, source := range stats.MediaSources {
 		if source.Id == rtp.MediaSourceId {
-			return value(source.AudioLevel)
+			return source
 		}
 	}
 	return nil
@@ -454,6 +463,10 @@ func (s *step) fabricSample(stats *callscopev1.Stats) *callscopev1.FabricSample 
 		interval.ms = reportTimeMs - state.ReportTimeMs
 		if interval.ms <= 0 {
 			return sample
+		}
+		if pairID != "" && state.PairId != "" && pairID != state.PairId && s.f.open() {
+			state.Facts.PairChanges++
+			s.f.changed = true
 		}
 		// What began anew has nothing to be compared with.
 		if source != state.BytesSourceId || interval.fell(countBytesReceived+1) {

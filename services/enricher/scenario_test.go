@@ -689,7 +689,7 @@ func TestADepartingPeerIsNeverAFailure(t *testing.T) {
 func TestDuplicatesAreDroppedAndCounted(t *testing.T) {
 	p, alice, _ := newPair(t)
 	alice.begin("a1", "bob")
-	raw := alice.message("dominantSpeaker", "a1", "bob")
+	raw := alice.message("callDetails", "a1", "bob")
 	raw.Observed = &callscopev1.Observed{ContentHash: hash("body")}
 	if outputs := alice.send(raw); len(outputs) != 1 {
 		t.Fatalf("the first gave %v", kindsOf(outputs))
@@ -702,7 +702,7 @@ func TestDuplicatesAreDroppedAndCounted(t *testing.T) {
 		t.Errorf("the same content again gave %v", kindsOf(outputs))
 	}
 	other := &client{p: p, room: "room", user: "alice", device: "another"}
-	again := other.message("dominantSpeaker", "a1", "bob")
+	again := other.message("callDetails", "a1", "bob")
 	again.Observed = &callscopev1.Observed{ContentHash: hash("body")}
 	if outputs := other.send(again); len(outputs) == 0 {
 		t.Error("the same content of another participant was dropped")

@@ -61,6 +61,7 @@ func (m *Machine) Restore(formatVersion uint32, data []byte) error {
 	}
 	for _, s := range state.Conferences {
 		c := restoreConference(s)
+		restored.perApp[s.AppId]++
 		name := roomKey(s.AppId, s.ConferenceId)
 		restored.rooms[name] = append(restored.rooms[name], c)
 		restored.deadlines.schedule(c)

@@ -19,6 +19,7 @@ const (
 	eventFabricTerminated             = "fabricTerminated"
 	eventIceTerminated                = "iceTerminated"
 	eventIceAborted                   = "iceAborted"
+	eventMediaPlaybackStart           = "mediaPlaybackStart"
 	eventMediaPlaybackSuspended       = "mediaPlaybackSuspended"
 	eventMediaPlaybackStalled         = "mediaPlaybackStalled"
 	eventFabricSetupFailed            = "fabricSetupFailed"
@@ -31,6 +32,17 @@ const (
 	eventIceDisruptionEnd             = "iceDisruptionEnd"
 	eventIceConnectionDisruptionStart = "iceConnectionDisruptionStart"
 	eventIceConnectionDisruptionEnd   = "iceConnectionDisruptionEnd"
+)
+
+// What one app may have in a partition, open or in grace, and one conference and
+// one participant in theirs. What comes beyond is kept as an event that belongs
+// to nothing more than there is room for, and counted: no client can make the
+// state grow without bound, and the limits, being part of the logic, are the
+// same on every run. Real clients stay far below.
+const (
+	maxConferences  = 100_000
+	maxParticipants = 5_000
+	maxFabrics      = 1_000
 )
 
 // Why the facts of an ended conference are written again.
@@ -58,6 +70,7 @@ type step struct {
 	connectionID string // empty where the message names no fabric
 	reopened     bool
 	streams      []*rtpStream // whose facts the message changed
+	silenced     *participant // who was the dominant speaker before, if the message changed that
 }
 
 // closing tells whether the message is one that comes when a call is over, and
@@ -167,6 +180,7 @@ func (s *step) apply() {
 		s.preCallTest()
 	}
 	s.applyToFabric(closing)
+	s.applyActivity()
 	if s.raw.EventType == eventUserLeft && s.p != nil {
 		s.userLeft()
 	}
@@ -210,7 +224,11 @@ func (s *step) place(closing bool) bool {
 	switch {
 	case joining && newest != nil && newest.open():
 		s.c = newest
+	case joining && s.m.perApp[s.raw.Observed.AppId] >= maxConferences:
+		s.m.counts.ConferencesOverLimit++
+		return false
 	case joining:
+		s.m.perApp[s.raw.Observed.AppId]++
 		s.c = newConference(s.raw.Observed.AppId, claimed.ConferenceId, s.raw.Uid, s.raw.Observed.ReceivedAtMs, s.offset)
 		s.m.rooms[name] = append(room, s.c)
 		s.m.counts.ConferencesBegun++
@@ -236,6 +254,10 @@ func (s *step) aliveAgain(closing, joining bool) {
 	claimed, receivedAtMs := s.raw.Claimed, s.raw.Observed.ReceivedAtMs
 	if joining {
 		if s.p == nil {
+			if len(s.c.participants) >= maxParticipants {
+				s.m.counts.ParticipantsOverLimit++
+				return
+			}
 			s.p = s.c.join(participantKey{claimed.UserId, claimed.DeviceId}, s.offset)
 		}
 		if !s.p.s.Facts.Present {
@@ -243,6 +265,10 @@ func (s *step) aliveAgain(closing, joining bool) {
 		}
 		s.p.stay() // a userJoined or a new fabric within the 3 s
 		if s.connectionID != "" && s.f == nil {
+			if len(s.p.fabrics) >= maxFabrics {
+				s.m.counts.FabricsOverLimit++
+				return
+			}
 			s.f = s.p.newFabric(s.connectionID, claimed.RemoteId, receivedAtMs, claimed.TimeMs, s.offset)
 		}
 	}
@@ -256,9 +282,10 @@ func (s *step) aliveAgain(closing, joining bool) {
 	}
 	if !s.p.s.Facts.Present {
 		s.p.enter(receivedAtMs)
+		s.p.goOn(receivedAtMs)
 	}
 	s.p.stay()
-	s.f.reopen()
+	s.f.reopen(receivedAtMs)
 }
 
 // applyToFabric changes the named fabric, unless it has ended.
@@ -350,6 +377,11 @@ func (s *step) addFacts() {
 			s.p.changed = false
 			s.p.s.Facts.RevisionReason = reason
 			s.add(s.key, s.p.enriched())
+		}
+		if before := s.silenced; before != nil && before.changed {
+			before.changed = false
+			before.s.Facts.RevisionReason = reason
+			s.add(s.key, before.enriched())
 		}
 	}
 	if s.c.changed {

@@ -50,8 +50,10 @@ func drawLog(rt *rapid.T, l *log) {
 			}
 			l.conference(w, facts)
 		case 2:
+			muted := present(0)
+			muted.AudioMute = &callscopev1.Activity{Count: 3, TotalMs: 5, SinceMs: new(int64(begin))}
 			l.participant(w, rapid.SampledFrom([]*callscopev1.ParticipantFacts{
-				{}, present(0), present(0, l.alive), present(0, l.alive, l.alive), present(l.alive, 0),
+				{}, present(0), present(0, l.alive), present(0, l.alive, l.alive), present(l.alive, 0), muted,
 			}).Draw(rt, "presence"))
 		case 3:
 			l.fabric(w, &callscopev1.FabricFacts{
@@ -65,10 +67,12 @@ func drawLog(rt *rapid.T, l *log) {
 				Ssrc: draw("ssrc", "1", "2"), Direction: callscopev1.Direction(rapid.IntRange(0, 2).Draw(rt, "direction")), MediaType: draw("media", "audio", "video", ""),
 				OwnerUserId: draw("owner", "alice", "bob"), IntervalMs: maybe("interval"), BitrateKbps: maybe("bitrate"), Packets: maybe("packets"), PacketsLost: maybe("lost"),
 				Loss: maybe("loss"), JitterMs: maybe("jitter"), RttMs: maybe("rtt"), Concealment: maybe("concealment"), FrameRate: maybe("frames"), FreezeMs: maybe("freeze"),
-				JitterBufferDelayMs: maybe("playout"),
+				JitterBufferDelayMs: maybe("playout"), AudioLevel: maybe("level"), SamplesReceived: maybe("heard"), ConcealedSamples: maybe("concealed"),
+				QualityLimitedCpuMs: maybe("cpu"), QualityLimitedBandwidthMs: maybe("bandwidth"), QualityLimitationReason: draw("limitation", "", "cpu", "other"),
+				SourceFrameRate: maybe("source"), SourceFrameHeight: maybe("source height"), FrameHeight: maybe("height"),
 			})
 		case 7:
-			l.path(w, &callscopev1.FabricSample{IntervalMs: maybe("interval"), RttMs: maybe("rtt")})
+			l.path(w, &callscopev1.FabricSample{IntervalMs: maybe("interval"), RttMs: maybe("rtt"), BytesSent: maybe("sent"), BytesReceived: maybe("received")})
 		case 8:
 			l.stats(w)
 		case 9:

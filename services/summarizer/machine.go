@@ -14,7 +14,7 @@ import (
 const (
 	// logicVersion changes with anything that makes other summaries of the
 	// same records; every summary carries it.
-	logicVersion = 1
+	logicVersion = 2
 	// partialEveryMs is the alive time between the partial summaries of an
 	// open conference, counted from its start.
 	partialEveryMs = 60_000
@@ -190,7 +190,11 @@ func (m *Machine) entities(e *callscopev1.Enriched) (*conference, *participant, 
 
 func (m *Machine) fabricSample(e *callscopev1.Enriched, s *callscopev1.FabricSample) {
 	_, p, f := m.entities(e)
-	f.rtt = add(f.rtt, s.RttMs, weightOf(s.IntervalMs), quality.RTTMsThreshold, bucketLimit(p.streams))
+	weight := weightOf(s.IntervalMs)
+	f.rtt = add(f.rtt, s.RttMs, weight, quality.RTTMsThreshold, max(bucketLimit(len(p.fabrics)), minBuckets))
+	p.add(measureRTT, s.RttMs, weight, quality.RTTMsThreshold)
+	p.add(measureBitrateIn, kbps(s.BytesReceived, s.IntervalMs), weight, 0)
+	p.add(measureBitrateOut, kbps(s.BytesSent, s.IntervalMs), weight, 0)
 	if s.RttMs != nil && usable(*s.RttMs) {
 		f.lastRTT = s.RttMs
 	}
@@ -198,6 +202,20 @@ func (m *Machine) fabricSample(e *callscopev1.Enriched, s *callscopev1.FabricSam
 		f.relayed = s.Relayed
 	}
 	f.change(e.Origin.GetOffset())
+	p.change(e.Origin.GetOffset())
+}
+
+// kbps is the bitrate of an interval, nil where unknown.
+func kbps(bytes, intervalMs *float64) *float64 {
+	if bytes == nil || intervalMs == nil || !usable(*bytes) || !(*intervalMs >= 1) {
+		return nil
+	}
+	return new(float64(8**bytes) / *intervalMs)
+}
+
+// add counts a value in one of the participant's own measures.
+func (p *participant) add(number int, value *float64, weight uint64, threshold float64) {
+	p.measures[number] = add(p.measures[number], value, weight, threshold, participantBuckets)
 }
 
 func (m *Machine) streamSample(e *callscopev1.Enriched, s *callscopev1.StreamSample) {
@@ -213,6 +231,7 @@ func (m *Machine) streamSample(e *callscopev1.Enriched, s *callscopev1.StreamSam
 		st.assumed = true
 	}
 	st.change(raw)
+	p.change(raw)
 	st.samples++
 	st.lastSampleMs = max(st.lastSampleMs, e.ReceivedAtMs)
 
@@ -223,32 +242,38 @@ func (m *Machine) streamSample(e *callscopev1.Enriched, s *callscopev1.StreamSam
 	st.jitter = add(st.jitter, s.JitterMs, weight, quality.JitterMsThreshold, limit)
 	st.rtt = add(st.rtt, s.RttMs, weight, quality.RTTMsThreshold, limit)
 	st.countLoss(s)
-
-	if s.Packets == nil || !(*s.Packets > 0) {
-		return
+	switch s.Direction {
+	case callscopev1.Direction_DIRECTION_INBOUND:
+		p.add(measureLossIn, loss, weight, quality.LossThreshold)
+		p.add(measureJitterIn, s.JitterMs, weight, quality.JitterMsThreshold)
+	case callscopev1.Direction_DIRECTION_OUTBOUND:
+		p.add(measureLossOut, loss, weight, quality.LossThreshold)
+		p.add(measureJitterOut, s.JitterMs, weight, quality.JitterMsThreshold)
 	}
+
 	intervalMs := 0.0
 	if s.IntervalMs != nil && usable(*s.IntervalMs) {
 		intervalMs = min(*s.IntervalMs, maxIntervalMs)
 	}
-	p.sawMedia(e.TimeMs-intervalMs, e.TimeMs)
-	if s.Direction != callscopev1.Direction_DIRECTION_INBOUND {
-		return // only what somebody heard or saw is scored
-	}
-	video := st.facts.MediaType == "video"
-	if c.silent(p, f, st.facts.OwnerUserId, video, e.ReceivedAtMs-int64(intervalMs)) {
+	sinceMs := e.ReceivedAtMs - int64(intervalMs)
+	silent := c.silentStream(p, f, st, sinceMs)
+	c.observe(p, f, st, s, e, intervalMs, silent)
+	if s.Packets == nil || !(*s.Packets > 0) {
 		return
 	}
-	scored := false
+	p.sawMedia(e.TimeMs-intervalMs, e.TimeMs)
+	if s.Direction != callscopev1.Direction_DIRECTION_INBOUND || silent {
+		return // only what somebody heard or saw is scored
+	}
 	switch st.facts.MediaType {
 	case "audio":
-		scored = st.scoreAudio(f, s, loss, weight, limit)
+		if mos := st.scoreAudio(f, s, loss, weight, limit); mos != nil {
+			p.add(measureAudioMOS, mos, weight, quality.AudioMOSThreshold)
+		}
 	case "video":
-		scored = st.scoreVideo(s, loss, weight, limit, c.showsScreen(f, st.facts))
-	}
-	if scored {
-		p.scores = nil
-		p.change(raw)
+		if score := st.scoreVideo(s, loss, weight, limit, c.viewOf(p, f, st)); score != nil {
+			p.add(measureVideoScore, score, weight, quality.VideoScoreThreshold)
+		}
 	}
 }
 
@@ -312,39 +337,55 @@ func (st *streamState) countLoss(s *callscopev1.StreamSample) {
 	}
 }
 
-// scoreAudio scores what the listener heard in the interval. Loss is what was
-// concealed where the client counts it, else lost packets. Without a loss or
-// without a round-trip time there is no score; the round-trip time is the
-// stream's own or else the latest of its fabric's path.
-func (st *streamState) scoreAudio(f *fabric, s *callscopev1.StreamSample, loss *float64, weight uint64, limit int) bool {
-	if s.Concealment != nil && usable(*s.Concealment) {
-		loss = s.Concealment
-	}
-	rtt := s.RttMs
-	if rtt == nil || !usable(*rtt) {
-		rtt = f.lastRTT
-	}
-	if loss == nil || rtt == nil {
-		return false
-	}
-	in := quality.AudioInput{Loss: *loss, RTTMs: *rtt, PlayoutDelayMs: quality.DefaultPlayoutDelayMs}
-	if s.JitterBufferDelayMs != nil && usable(*s.JitterBufferDelayMs) {
-		in.PlayoutDelayMs = *s.JitterBufferDelayMs
-	}
-	score, ok := quality.AudioMOS(in)
+// scoreAudio scores what the listener heard in the interval, nil where it
+// cannot. The path's round-trip time is the latest of the fabric.
+func (st *streamState) scoreAudio(f *fabric, s *callscopev1.StreamSample, loss *float64, weight uint64, limit int) *float64 {
+	score, ok := quality.ScoreHeard(quality.Heard{
+		Concealment: s.Concealment, Loss: loss, RTTMs: s.RttMs, PathRTTMs: f.lastRTT, PlayoutDelayMs: s.JitterBufferDelayMs,
+	})
 	if !ok {
-		return false
+		return nil
 	}
 	st.audioMOS = add(st.audioMOS, &score.MOS, weight, quality.AudioMOSThreshold, limit)
-	st.penalties[penaltyAudioDelay] += float64(score.DelayPenalty * float64(weight))
-	st.penalties[penaltyAudioLoss] += float64(score.LossPenalty * float64(weight))
-	return true
+	st.penalize(penaltyAudioDelay, score.DelayPenalty, weight)
+	st.penalize(penaltyAudioLoss, score.LossPenalty, weight)
+	return &score.MOS
 }
 
-func (st *streamState) scoreVideo(s *callscopev1.StreamSample, loss *float64, weight uint64, limit int, screen bool) bool {
+// view is what a viewer may expect of a video.
+type view struct {
+	screen bool
+	source source
+}
+
+// viewOf tells what the viewer of an inbound video may expect: what its owner's
+// camera or screen delivers, where the owner reports it. The size is expected
+// only where the fabric leads to the owner itself: a server may have been asked
+// for a smaller layer.
+func (c *conference) viewOf(p *participant, f *fabric, st *streamState) view {
+	v := view{screen: c.showsScreen(f, st.facts)}
+	for _, o := range c.byUser[st.facts.OwnerUserId] {
+		if o == p {
+			continue
+		}
+		v.source = o.camera
+		if v.screen {
+			v.source = o.screen
+		}
+		if v.source != (source{}) {
+			break
+		}
+	}
+	if f.remoteID == "" || f.remoteID != st.facts.OwnerUserId {
+		v.source.height = 0
+	}
+	return v
+}
+
+func (st *streamState) scoreVideo(s *callscopev1.StreamSample, loss *float64, weight uint64, limit int, v view) *float64 {
 	in := quality.VideoInput{
-		FreezeRatio: math.NaN(), FrameRate: valueOr(s.FrameRate), Loss: valueOr(loss),
-		Height: math.NaN(), SourceFrameRate: math.NaN(), SourceHeight: math.NaN(), Screen: screen,
+		FreezeRatio: math.NaN(), FrameRate: valueOr(s.FrameRate), Loss: valueOr(loss), Height: valueOr(s.FrameHeight),
+		SourceFrameRate: v.source.frameRate, SourceHeight: v.source.height, Screen: v.screen,
 	}
 	if s.FreezeMs != nil && s.IntervalMs != nil {
 		if ratio, ok := quality.ShareOf(*s.FreezeMs, *s.IntervalMs); ok {
@@ -353,14 +394,19 @@ func (st *streamState) scoreVideo(s *callscopev1.StreamSample, loss *float64, we
 	}
 	score, ok := quality.ScoreVideo(in)
 	if !ok {
-		return false
+		return nil
 	}
 	st.videoScore = add(st.videoScore, &score.Score, weight, quality.VideoScoreThreshold, limit)
-	st.penalties[penaltyVideoFreeze] += float64(score.Reasons.Freeze * float64(weight))
-	st.penalties[penaltyVideoFrameRate] += float64(score.Reasons.FrameRate * float64(weight))
-	st.penalties[penaltyVideoResolution] += float64(score.Reasons.Resolution * float64(weight))
-	st.penalties[penaltyVideoLoss] += float64(score.Reasons.Loss * float64(weight))
-	return true
+	st.penalize(penaltyVideoFreeze, score.Reasons.Freeze, weight)
+	st.penalize(penaltyVideoFrameRate, score.Reasons.FrameRate, weight)
+	st.penalize(penaltyVideoResolution, score.Reasons.Resolution, weight)
+	st.penalize(penaltyVideoLoss, score.Reasons.Loss, weight)
+	return &score.Score
+}
+
+// penalize sums what a score lost for one reason. Penalties have four decimals.
+func (st *streamState) penalize(penalty int, points float64, weight uint64) {
+	st.penalties[penalty] += uint64(math.Round(points*1e4)) * weight
 }
 
 func valueOr(v *float64) float64 {
@@ -405,6 +451,9 @@ func (m *Machine) fabricFacts(e *callscopev1.Enriched, facts *callscopev1.Fabric
 		return // facts of nobody
 	}
 	_, p, f := m.entities(e)
+	if facts.Hold != nil {
+		facts.Hold.Intervals = nil
+	}
 	f.facts = facts
 	f.change(e.Origin.GetOffset())
 	p.change(e.Origin.GetOffset()) // its counts of fabrics
@@ -420,11 +469,18 @@ func (m *Machine) participantFacts(w *writer, facts *callscopev1.ParticipantFact
 	m.amend(c, e)
 	p := c.participant(e.Identity, raw)
 	left := p.facts.GetPresent() && !facts.Present
+	// Lists that no summary shows are not kept.
+	facts.ActiveDevices = nil
+	for _, a := range []*callscopev1.Activity{facts.AudioMute, facts.VideoPause, facts.ScreenShare, facts.DominantSpeaker} {
+		if a != nil {
+			a.Intervals = nil
+		}
+	}
 	p.facts = facts
 	p.lastMessageMs = max(p.lastMessageMs, e.ReceivedAtMs)
 	p.change(raw)
 	if left && c.facts != nil {
-		w.participant(c, p, reasonParticipantLeft)
+		w.participant(c, p, c.sides(), reasonParticipantLeft)
 	}
 }
 

@@ -99,6 +99,7 @@ func TestLifecycle(t *testing.T) {
 		ParticipantMinutes: new((120_000.0 + 125_000) / 60_000), // both from 0 on
 		Fabrics:            2, SetupDelayMsMin: new(200.0), SetupDelayMsMean: new(225.0), SetupDelayMsMedian: new(225.0), SetupDelayMsMax: new(250.0),
 		LastMessageAtMs:     begin + 125_000,
+		MaxJoins:            1,
 		OutcomeEvidenceJson: `{"rule":"7","participants":{"connected":2,"failed":0,"aborted":0,"idle":0,"lost":0},"links":{"established":2,"failed":0,"dropped":0,"aborted":0}}`,
 	}
 	if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
@@ -118,7 +119,7 @@ func TestLifecycle(t *testing.T) {
 	// The enricher's facts say nothing of this one: the next tick does.
 	l.message()
 	l.sample(bob, &callscopev1.StreamSample{Ssrc: "9", Direction: inbound, MediaType: "audio"})
-	wantBriefs(t, "a late sample", l.tick(1000), "stream bob:9 final 1 late_message", "conference room revised 6 late_message")
+	wantBriefs(t, "a late sample", l.tick(1000), "stream bob:9 final 1 late_message", "participant bob revised 4 late_message", "conference room revised 6 late_message")
 
 	wantBriefs(t, "forgotten", l.conference(room, &callscopev1.ConferenceFacts{State: forgotten, StartedAtMs: begin}))
 	if len(l.machine.conferences) != 0 {
@@ -302,7 +303,9 @@ func TestParticipantAndFabricColumns(t *testing.T) {
 		ClientVersion: "3.73", AppVersion: "9", Country: "FI", Network: "net", SiteId: "site", UserName: "Alice Real",
 		Fabrics: 1, FabricsFailed: 1, Present: true, IntervalJoinedAtMs: []int64{begin}, IntervalLeftAtMs: []int64{0},
 	}
-	if diff := cmp.Diff(wantParticipant, l.out[1].GetParticipant(), protocmp.Transform()); diff != "" {
+	gotParticipant := l.out[1].GetParticipant()
+	compare(t, "the participant's round-trip times", gotParticipant.RttMs, naive([]point{{100, 1000}, {20, 3000}}, 300), 0.01)
+	if diff := cmp.Diff(wantParticipant, gotParticipant, protocmp.Transform(), protocmp.IgnoreFields(&callscopev1.ParticipantSummary{}, "rtt_ms")); diff != "" {
 		t.Errorf("participant: (-want +got)\n%s", diff)
 	}
 	if diff := cmp.Diff(alice.identity(), l.out[0].Identity, protocmp.Transform()); diff != "" {

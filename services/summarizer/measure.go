@@ -9,21 +9,30 @@ import (
 )
 
 const (
-	// bucketBudget is how many sketch buckets each measure of a participant's
+	// streamBuckets is how many sketch buckets each measure of a participant's
 	// streams may use together, so that a participant stays within 16 KB of
-	// state however many streams it has.
-	bucketBudget = 480
-	minBuckets   = 8
-	maxBuckets   = 128
+	// state with 50 streams and more. From maxSketched streams on no stream has
+	// a sketch: its mean, extremes and time below the threshold stay exact, its
+	// percentiles are unknown. Those of the participant remain.
+	streamBuckets = 320
+	maxSketched   = 24
+	minBuckets    = 8
+	maxBuckets    = 128
+	// participantBuckets is how many buckets each of a participant's own
+	// measures may use.
+	participantBuckets = 64
 	// maxIntervalMs bounds the weight of one sample: a day.
 	maxIntervalMs = 24 * 60 * 60 * 1000
 )
 
 // bucketLimit is how many buckets one sketch may have beside the given number
-// of streams of the same participant. Up to 3 streams it is 128: a sketch
-// stays within 1 % where its values fall into fewer 2 % steps than that.
-func bucketLimit(streams int) int {
-	return min(max(bucketBudget/max(streams, 1), minBuckets), maxBuckets)
+// of others of the same participant and measure, 0: none. Up to 2 it is 128: a
+// sketch stays within 1 % where its values fall into fewer 2 % steps than that.
+func bucketLimit(number int) int {
+	if number > maxSketched {
+		return 0
+	}
+	return min(max(streamBuckets/max(number, 1), minBuckets), maxBuckets)
 }
 
 // measure is the distribution of one measure over time. The mean, the extremes
@@ -34,6 +43,26 @@ type measure struct {
 	min, max float64
 	belowMs  uint64
 	sketch   quality.Sketch
+	totalMs  uint64 // not 0: the weight, and there is no sketch
+}
+
+// weight is the measured time in milliseconds.
+func (m *measure) weight() uint64 {
+	if m.totalMs > 0 {
+		return m.totalMs
+	}
+	return m.sketch.Weight()
+}
+
+// bound keeps the sketch small. With 0 buckets it is given up for good.
+func (m *measure) bound(buckets int) {
+	switch {
+	case m.totalMs > 0:
+	case buckets == 0:
+		m.totalMs, m.sketch = m.sketch.Weight(), quality.Sketch{}
+	default:
+		m.sketch.Bound(buckets)
+	}
 }
 
 // weightOf is the weight of a sample: its interval in whole milliseconds, and
@@ -60,8 +89,12 @@ func add(m *measure, value *float64, weight uint64, threshold float64, buckets i
 	if v < threshold {
 		m.belowMs += weight
 	}
+	if m.totalMs > 0 {
+		m.totalMs += weight
+		return m
+	}
 	m.sketch.Add(v, weight)
-	m.sketch.Bound(buckets)
+	m.bound(buckets)
 	return m
 }
 
@@ -69,13 +102,10 @@ func add(m *measure, value *float64, weight uint64, threshold float64, buckets i
 // small enough that no sum of them overflows.
 func usable(v float64) bool { return v >= 0 && v <= 1e15 }
 
-// merge adds a measure with its total weight scaled to the given one, or as it
-// is where weight is 0. m may be nil, other must not be.
+// merge adds a measure with its total weight scaled to the given one. m may be
+// nil, other must have a sketch.
 func merge(m, other *measure, weight uint64) *measure {
-	own := other.sketch.Weight()
-	if weight == 0 {
-		weight = own
-	}
+	own := other.weight()
 	if m == nil {
 		m = &measure{min: other.min, max: other.max}
 	}
@@ -89,7 +119,7 @@ func merge(m, other *measure, weight uint64) *measure {
 // mean is the weighted mean; the measure must have a value. It is clamped to
 // the extremes, which rounding may leave by a last bit.
 func (m *measure) mean() float64 {
-	return min(max(m.sum/float64(m.sketch.Weight()), m.min), m.max)
+	return min(max(m.sum/float64(m.weight()), m.min), m.max)
 }
 
 // distribution is what a summary says of a measure; nil without a sample.
@@ -101,7 +131,7 @@ func (m *measure) distribution(threshold float64) *callscopev1.Distribution {
 		Mean: new(m.mean()), Min: new(m.min), P10: m.quantile(0.1), Median: m.quantile(0.5), P90: m.quantile(0.9), Max: new(m.max),
 	}
 	if threshold > 0 {
-		d.ShareBelow = new(min(float64(m.belowMs)/float64(m.sketch.Weight()), 1))
+		d.ShareBelow = new(min(float64(m.belowMs)/float64(m.weight()), 1))
 	}
 	return d
 }
@@ -121,7 +151,7 @@ func (m *measure) state() *callscopev1.SummarizerMeasure {
 	parts := m.sketch.Parts()
 	return &callscopev1.SummarizerMeasure{
 		WeightedSum: m.sum, Min: m.min, Max: m.max, BelowMs: m.belowMs,
-		Level: parts.Level, ZeroMs: parts.Zero, BucketDeltas: parts.Deltas, BucketMs: parts.Weights,
+		Level: parts.Level, ZeroMs: parts.Zero, BucketDeltas: parts.Deltas, BucketMs: parts.Weights, TotalMs: m.totalMs,
 	}
 }
 
@@ -133,8 +163,9 @@ func measureOf(s *callscopev1.SummarizerMeasure) (*measure, error) {
 	if err != nil {
 		return nil, fmt.Errorf("restoring a measure: %w", err)
 	}
-	if sketch.Weight() == 0 {
+	m := &measure{sum: s.WeightedSum, min: s.Min, max: s.Max, belowMs: s.BelowMs, sketch: sketch, totalMs: s.TotalMs}
+	if m.weight() == 0 {
 		return nil, fmt.Errorf("restoring a measure: it has no samples")
 	}
-	return &measure{sum: s.WeightedSum, min: s.Min, max: s.Max, belowMs: s.BelowMs, sketch: sketch}, nil
+	return m, nil
 }

@@ -1,7 +1,7 @@
 package summarizer
 
 import (
-	"encoding/hex"
+	"github.com/google/uuid"
 
 	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
 )
@@ -119,7 +119,7 @@ func (c *conference) outcome() verdict {
 			failed = &failureEvidence{Function: p.failureFunction, Reason: p.failureReason}
 		}
 		if failed != nil && len(e.Failures) < maxFailureEvidence {
-			failed.ParticipantUID = hex.EncodeToString(p.uid)
+			failed.ParticipantUID = uidText(p.uid)
 			e.Failures = append(e.Failures, *failed)
 		}
 		switch {
@@ -142,6 +142,15 @@ func (c *conference) outcome() verdict {
 	}
 	v.outcome, e.Rule = decide(c.ended(), e, missed)
 	return v
+}
+
+// uidText is a uid as SQL shows it, empty where it is none.
+func uidText(uid []byte) string {
+	id, err := uuid.FromBytes(uid)
+	if err != nil {
+		return ""
+	}
+	return id.String()
 }
 
 func decide(ended bool, e *evidence, missed bool) (outcome, rule string) {

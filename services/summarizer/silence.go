@@ -87,6 +87,16 @@ func (c *conference) silent(p *participant, f *fabric, owner string, video bool,
 	return found
 }
 
+// silentStream tells whether a stream was silent on purpose in any part of the
+// time since then: an outbound one because its sender switched it off.
+func (c *conference) silentStream(p *participant, f *fabric, st *streamState, sinceMs int64) bool {
+	video := st.facts.MediaType == "video"
+	if st.facts.Direction != callscopev1.Direction_DIRECTION_OUTBOUND {
+		return c.silent(p, f, st.facts.OwnerUserId, video, sinceMs)
+	}
+	return f.facts.GetHeld() || p.silence.covers(video, sinceMs) || f.silence.covers(video, sinceMs)
+}
+
 func (s *silence) state() *callscopev1.SummarizerSilence {
 	if *s == (silence{}) {
 		return nil

@@ -11,9 +11,9 @@ import (
 )
 
 // bigCall writes a call through a server: every participant has one fabric, two
-// outbound streams and the given number of inbound ones, and reports every 10 s
-// with numbers that wander over their whole usual range.
-func bigCall(l *log, participants, inboundStreams int, seconds int) {
+// outbound streams and the given number of inbound ones, and reports every so many
+// seconds with numbers that wander over their whole usual range.
+func bigCall(l *log, participants, inboundStreams, seconds, every int) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	seat := func(i int) who {
 		return who{
@@ -32,7 +32,7 @@ func bigCall(l *log, participants, inboundStreams int, seconds int) {
 		l.conference(w, openFacts())
 	}
 	wander := func(low, high float64) *float64 { return new(low * math.Pow(high/low, rng.Float64())) }
-	for at := 0; at < seconds; at += 10 {
+	for at := 0; at < seconds; at += every {
 		for i := range participants {
 			w := seat(i)
 			l.message()
@@ -54,21 +54,23 @@ func bigCall(l *log, participants, inboundStreams int, seconds int) {
 				l.inputs, l.all = l.inputs[:0], l.all[:0]
 			}
 		}
-		l.ticks(10)
+		l.ticks(every)
 	}
 }
 
-// A call of three hours stays within 16 KB of state per open participant.
+// A call of three hours stays within 16 KB of state per open participant, also
+// with 200 of them, and with more than 50 streams from a server that forwards.
 func TestStateBytesPerParticipant(t *testing.T) {
-	for _, tc := range []struct{ participants, streams int }{{2, 2}, {2, 6}, {2, 20}} {
+	for _, tc := range []struct{ participants, streams int }{{2, 2}, {2, 6}, {2, 20}, {2, 22}, {2, 50}, {2, 53}, {200, 2}} {
 		l := newLog(t)
-		bigCall(l, tc.participants, tc.streams, 3*60*60)
+		// Reports further apart fill the state as well and the test sooner.
+		bigCall(l, tc.participants, tc.streams, 3*60*60, map[bool]int{false: 10, true: 60}[tc.participants > 2])
 		data, err := l.machine.Snapshot()
 		if err != nil {
 			t.Fatal(err)
 		}
 		each := len(data) / tc.participants
-		t.Logf("%d inbound streams and 2 outbound: %d bytes per participant", tc.streams, each)
+		t.Logf("%d participants, %d inbound streams and 2 outbound each: %d bytes per participant", tc.participants, tc.streams, each)
 		if each > 16<<10 {
 			t.Errorf("%d streams: %d bytes of state per participant, more than 16 KiB", tc.streams+2, each)
 		}
@@ -81,7 +83,7 @@ func BenchmarkStep(b *testing.B) {
 	for _, participants := range []int{2, 20, 200} {
 		b.Run(fmt.Sprint(participants, " participants"), func(b *testing.B) {
 			l := newLog(b)
-			bigCall(l, participants, 4, 120)
+			bigCall(l, participants, 4, 120, 10)
 			w := who{app: "123456789", room: "all hands, once a week", user: "user-0001@example.test", device: fmt.Sprintf("%064x", 1), connection: fmt.Sprintf("c%010d", 1), remote: "sfu-1.example.test"}
 			e := &callscopev1.Enriched{Uid: uid('e', 1), Origin: &callscopev1.Origin{Offset: 9}, AliveMs: l.alive, ReceivedAtMs: l.received(), TimeMs: float64(l.received()), Identity: w.identity(),
 				Body: &callscopev1.Enriched_StreamSample{StreamSample: &callscopev1.StreamSample{
@@ -135,11 +137,11 @@ func BenchmarkPartial(b *testing.B) {
 	for _, participants := range []int{2, 20, 200} {
 		b.Run(fmt.Sprint(participants, " participants"), func(b *testing.B) {
 			l := newLog(b)
-			bigCall(l, participants, 4, 300)
+			bigCall(l, participants, 4, 300, 10)
 			c := l.machine.conferences[string(name("123456789", "all hands, once a week"))]
 			for b.Loop() {
 				for _, p := range c.participants {
-					p.changed, p.scores = true, nil
+					p.changed = true
 					for _, f := range p.fabrics {
 						f.changed = true
 						for _, st := range f.streams {

@@ -11,7 +11,7 @@ import (
 )
 
 // formatVersion is the version of the snapshot's encoding.
-const formatVersion = 1
+const formatVersion = 2
 
 // progress is what was written of one entity.
 type progress struct {
@@ -58,12 +58,29 @@ type participant struct {
 	fabrics []*fabric
 	byUID   map[string]*fabric
 	streams int // over all fabrics
-	// audio and video are the scores over the inbound streams, nil where they
-	// must be made again; never part of a snapshot.
-	scores *scores
+
+	measures       [measureCount]*measure
+	camera, screen source
+	talkMs         *uint64
+	talkedUntilMs  float64 // end of the last interval that counts in talkMs
 }
 
-type scores struct{ audio, video *measure }
+// The measures of a participant over all its fabrics and streams.
+const (
+	measureAudioMOS   = iota // what it heard
+	measureVideoScore        // what it saw
+	measureLossIn
+	measureLossOut
+	measureJitterIn
+	measureJitterOut
+	measureRTT // of the selected candidate pairs
+	measureBitrateIn
+	measureBitrateOut
+	measureCount
+)
+
+// source is what a camera or a shared screen delivered last, 0 where unknown.
+type source struct{ frameRate, height float64 }
 
 type fabric struct {
 	progress
@@ -93,8 +110,27 @@ type streamState struct {
 
 	bitrate, loss, jitter, rtt, audioMOS, videoScore *measure
 	lost, expected                                   float64
-	penalties                                        [penaltyCount]float64 // × ms
+	penalties                                        [penaltyCount]uint64 // 1/10,000 point × ms
+	sums                                             [sumCount]uint64
+	flowing                                          bool // its latest interval had packets
+	voiced                                           bool // and a level of speech
 }
+
+// What is summed over a stream for findings and sides.
+const (
+	sumMeasuredMs  = iota // intervals of known length
+	sumSoundMs            // audio: intervals with packets and a level of speech, or of unknown level
+	sumSpeechMs           // audio: of them those of known level, not silent on purpose
+	sumRunMs              // audio in: heard nothing of a speaker; video out: no frames of a running source; now
+	sumLongestMs          // the longest such run
+	sumRateMs             // video: intervals of known frame rate
+	sumFrames             // and the frames in them
+	sumCPUMs              // video out: limited by the processor
+	sumBandwidthMs        // video out: limited by the bandwidth
+	sumSamples            // audio in: samples played
+	sumConcealed          // of them made up
+	sumCount
+)
 
 // The penalties whose means a stream's summary gives as reasons.
 const (
@@ -250,12 +286,14 @@ func (c *conference) state() *callscopev1.SummarizerConference {
 		StartedAliveMs: c.startedAliveMs, LastMessageAtMs: c.lastMessageMs, Progress: c.progress.state(),
 		Participants: make([]*callscopev1.SummarizerParticipant, len(c.participants)),
 	}
+	w := &words{index: map[string]uint32{"": 0}}
 	if c.due != notDue {
 		s.DueAliveMs = new(c.due)
 	}
 	for i, p := range c.participants {
-		s.Participants[i] = p.state()
+		s.Participants[i] = p.state(w)
 	}
+	s.Words = w.list
 	return s
 }
 
@@ -266,7 +304,7 @@ func conferenceOf(s *callscopev1.SummarizerConference) (*conference, error) {
 		c.due = *s.DueAliveMs
 	}
 	for _, sp := range s.Participants {
-		p, err := participantOf(sp)
+		p, err := participantOf(sp, s.Words)
 		if err != nil {
 			return nil, err
 		}
@@ -275,29 +313,75 @@ func conferenceOf(s *callscopev1.SummarizerConference) (*conference, error) {
 	return c, nil
 }
 
-func (p *participant) state() *callscopev1.SummarizerParticipant {
+func (p *participant) state(w *words) *callscopev1.SummarizerParticipant {
 	s := &callscopev1.SummarizerParticipant{
 		UserId: p.userID, DeviceId: p.deviceID, ParticipantUid: p.uid, Facts: p.facts, LastMessageAtMs: p.lastMessageMs,
 		FeedbackOverall: p.feedback, FirstMediaMs: p.firstMediaMs, LastMediaMs: p.lastMediaMs,
 		SetupFailed: p.setupFailed, FailureFunction: p.failureFunction, FailureReason: p.failureReason,
 		Unanswered: p.unanswered, SharingScreen: p.sharingScreen, Silence: p.silence.state(), Progress: p.progress.state(),
 		Fabrics: make([]*callscopev1.SummarizerFabric, len(p.fabrics)),
+		Camera:  p.camera.state(), Screen: p.screen.state(), TalkMs: p.talkMs, TalkedUntilMs: p.talkedUntilMs,
+		Measures: make([]*callscopev1.SummarizerMeasure, measureCount),
 	}
 	for i, f := range p.fabrics {
-		s.Fabrics[i] = f.state()
+		s.Fabrics[i] = f.state(w)
+	}
+	for i, m := range p.measures {
+		if s.Measures[i] = m.state(); m == nil {
+			s.Measures[i] = &callscopev1.SummarizerMeasure{}
+		}
 	}
 	return s
 }
 
-func participantOf(s *callscopev1.SummarizerParticipant) (*participant, error) {
+func (s source) state() *callscopev1.SummarizerSource {
+	if s == (source{}) {
+		return nil
+	}
+	return &callscopev1.SummarizerSource{FrameRate: s.frameRate, FrameHeight: s.height}
+}
+
+// words are the texts that the streams of a conference repeat.
+type words struct {
+	index map[string]uint32
+	list  []string
+}
+
+func (w *words) number(text string) uint32 {
+	n, ok := w.index[text]
+	if !ok {
+		w.list = append(w.list, text)
+		n = uint32(len(w.list))
+		w.index[text] = n
+	}
+	return n
+}
+
+func participantOf(s *callscopev1.SummarizerParticipant, words []string) (*participant, error) {
 	p := &participant{
 		progress: progressOf(s.Progress), userID: s.UserId, deviceID: s.DeviceId, uid: s.ParticipantUid, facts: s.Facts,
 		lastMessageMs: s.LastMessageAtMs, feedback: s.FeedbackOverall, firstMediaMs: s.FirstMediaMs, lastMediaMs: s.LastMediaMs,
 		setupFailed: s.SetupFailed, failureFunction: s.FailureFunction, failureReason: s.FailureReason,
 		unanswered: s.Unanswered, sharingScreen: s.SharingScreen, silence: silenceOf(s.Silence), byUID: map[string]*fabric{},
+		camera: source{s.GetCamera().GetFrameRate(), s.GetCamera().GetFrameHeight()},
+		screen: source{s.GetScreen().GetFrameRate(), s.GetScreen().GetFrameHeight()},
+		talkMs: s.TalkMs, talkedUntilMs: s.TalkedUntilMs,
+	}
+	if len(s.Measures) > measureCount {
+		return nil, fmt.Errorf("restoring a participant: it has %d measures, this program knows %d", len(s.Measures), measureCount)
+	}
+	for i, sm := range s.Measures {
+		if sm.SizeVT() == 0 {
+			continue
+		}
+		m, err := measureOf(sm)
+		if err != nil {
+			return nil, err
+		}
+		p.measures[i] = m
 	}
 	for _, sf := range s.Fabrics {
-		f, err := fabricOf(sf)
+		f, err := fabricOf(sf, words)
 		if err != nil {
 			return nil, err
 		}
@@ -308,19 +392,19 @@ func participantOf(s *callscopev1.SummarizerParticipant) (*participant, error) {
 	return p, nil
 }
 
-func (f *fabric) state() *callscopev1.SummarizerFabric {
+func (f *fabric) state(w *words) *callscopev1.SummarizerFabric {
 	s := &callscopev1.SummarizerFabric{
 		ConnectionId: f.connectionID, RemoteId: f.remoteID, FabricUid: f.uid, Facts: f.facts, Rtt: f.rtt.state(),
 		LastRttMs: f.lastRTT, Relayed: f.relayed, Silence: f.silence.state(), Progress: f.progress.state(),
 		Streams: make([]*callscopev1.SummarizerStream, len(f.streams)),
 	}
 	for i, st := range f.streams {
-		s.Streams[i] = st.state()
+		s.Streams[i] = st.state(w)
 	}
 	return s
 }
 
-func fabricOf(s *callscopev1.SummarizerFabric) (*fabric, error) {
+func fabricOf(s *callscopev1.SummarizerFabric, words []string) (*fabric, error) {
 	rtt, err := measureOf(s.Rtt)
 	if err != nil {
 		return nil, err
@@ -330,7 +414,7 @@ func fabricOf(s *callscopev1.SummarizerFabric) (*fabric, error) {
 		rtt: rtt, lastRTT: s.LastRttMs, relayed: s.Relayed, silence: silenceOf(s.Silence), byKey: map[streamKey]*streamState{},
 	}
 	for _, ss := range s.Streams {
-		st, err := streamOf(ss)
+		st, err := streamOf(ss, words)
 		if err != nil {
 			return nil, err
 		}
@@ -340,28 +424,51 @@ func fabricOf(s *callscopev1.SummarizerFabric) (*fabric, error) {
 	return f, nil
 }
 
-func (st *streamState) state() *callscopev1.SummarizerStream {
-	s := &callscopev1.SummarizerStream{
-		Facts: st.facts, Assumed: st.assumed, Samples: st.samples, LastSampleAtMs: st.lastSampleMs,
+func (st *streamState) state(w *words) *callscopev1.SummarizerStream {
+	facts := st.facts
+	return &callscopev1.SummarizerStream{
+		Ssrc: facts.Ssrc, Direction: facts.Direction, MediaType: w.number(facts.MediaType), OwnerUserId: w.number(facts.OwnerUserId),
+		OwnerSource: facts.OwnerSource, UsageLabel: w.number(facts.UsageLabel), Codec: w.number(facts.Codec),
+		StartedAtMs: facts.StartedAtMs, EndedAtMs: facts.EndedAtMs,
+		Assumed: st.assumed, Samples: st.samples, LastSampleAtMs: st.lastSampleMs,
 		BitrateKbps: st.bitrate.state(), Loss: st.loss.state(), JitterMs: st.jitter.state(), RttMs: st.rtt.state(),
 		AudioMos: st.audioMOS.state(), VideoScore: st.videoScore.state(),
 		PacketsLost: st.lost, PacketsExpected: st.expected, Progress: st.progress.state(),
+		Penalties: withoutZerosAtTheEnd(st.penalties[:]), Sums: withoutZerosAtTheEnd(st.sums[:]),
+		Flowing: st.flowing, Voiced: st.voiced,
 	}
-	if st.penalties != [penaltyCount]float64{} {
-		s.Penalties = slices.Clone(st.penalties[:])
-	}
-	return s
 }
 
-func streamOf(s *callscopev1.SummarizerStream) (*streamState, error) {
-	if s.Facts == nil {
-		return nil, fmt.Errorf("restoring a stream: it has no facts")
+func withoutZerosAtTheEnd(numbers []uint64) []uint64 {
+	for len(numbers) > 0 && numbers[len(numbers)-1] == 0 {
+		numbers = numbers[:len(numbers)-1]
+	}
+	return slices.Clone(numbers)
+}
+
+func streamOf(s *callscopev1.SummarizerStream, words []string) (*streamState, error) {
+	word := func(n uint32) string {
+		if n == 0 || int(n) > len(words) {
+			return ""
+		}
+		return words[n-1]
+	}
+	if n := max(s.MediaType, s.OwnerUserId, s.UsageLabel, s.Codec); int(n) > len(words) {
+		return nil, fmt.Errorf("restoring a stream: it names text %d of %d", n, len(words))
+	}
+	if len(s.Penalties) > penaltyCount || len(s.Sums) > sumCount {
+		return nil, fmt.Errorf("restoring a stream: it has %d penalties and %d sums, this program knows %d and %d", len(s.Penalties), len(s.Sums), penaltyCount, sumCount)
 	}
 	st := &streamState{
-		progress: progressOf(s.Progress), facts: s.Facts, assumed: s.Assumed, samples: s.Samples, lastSampleMs: s.LastSampleAtMs,
-		lost: s.PacketsLost, expected: s.PacketsExpected,
+		progress: progressOf(s.Progress), assumed: s.Assumed, samples: s.Samples, lastSampleMs: s.LastSampleAtMs,
+		facts: &callscopev1.StreamFacts{
+			Ssrc: s.Ssrc, Direction: s.Direction, MediaType: word(s.MediaType), OwnerUserId: word(s.OwnerUserId), OwnerSource: s.OwnerSource,
+			UsageLabel: word(s.UsageLabel), Codec: word(s.Codec), StartedAtMs: s.StartedAtMs, EndedAtMs: s.EndedAtMs,
+		},
+		lost: s.PacketsLost, expected: s.PacketsExpected, flowing: s.Flowing, voiced: s.Voiced,
 	}
 	copy(st.penalties[:], s.Penalties)
+	copy(st.sums[:], s.Sums)
 	for _, part := range []struct {
 		to   **measure
 		from *callscopev1.SummarizerMeasure

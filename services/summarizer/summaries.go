@@ -2,6 +2,7 @@ package summarizer
 
 import (
 	"encoding/json"
+	"maps"
 	"math"
 	"slices"
 
@@ -31,8 +32,9 @@ func (w *writer) conference(c *conference, reason string) {
 	if c.facts == nil {
 		return
 	}
+	sides := c.sides()
 	for _, p := range c.participants {
-		w.participant(c, p, reason)
+		w.participant(c, p, sides, reason)
 	}
 	s := w.summary(c, &c.progress, c.uid, c.ended(), reason)
 	s.Identity = c.identity()
@@ -52,7 +54,7 @@ func (w *writer) pending(c *conference, reason string) {
 // participant writes the summaries of a participant, its fabrics and streams
 // as far as they have something new to say. Entities that the enricher has
 // given no facts of have no summary.
-func (w *writer) participant(c *conference, p *participant, reason string) {
+func (w *writer) participant(c *conference, p *participant, sides map[*streamState]*side, reason string) {
 	over := c.ended() || p.facts != nil && !p.facts.Present
 	for _, f := range p.fabrics {
 		for _, st := range f.streams {
@@ -62,6 +64,9 @@ func (w *writer) participant(c *conference, p *participant, reason string) {
 			s := w.summary(c, &st.progress, f.streamUID(c, p, st), over, reason)
 			s.Identity = f.identity(c, p)
 			body := st.summary(over)
+			if side := sides[st]; side != nil {
+				body.Side, body.SideEvidenceJson = side.name, toJSON(side.evidence)
+			}
 			s.Body = &callscopev1.Summary_Stream{Stream: body}
 			nameModels(s, body.AudioMos, body.VideoScore)
 			w.write(c, s, kindStream)
@@ -80,6 +85,14 @@ func (w *writer) participant(c *conference, p *participant, reason string) {
 	s := w.summary(c, &p.progress, p.uid, over, reason)
 	s.Identity = p.identity(c)
 	body := p.summary()
+	if found := c.findings(p, sides); len(found) > 0 {
+		for _, f := range found {
+			if !slices.Contains(body.Findings, f.Finding) {
+				body.Findings = append(body.Findings, f.Finding)
+			}
+		}
+		body.FindingsEvidenceJson = toJSON(found)
+	}
 	s.Body = &callscopev1.Summary_Participant{Participant: body}
 	nameModels(s, body.AudioMos, body.VideoScore)
 	w.write(c, s, kindParticipant)
@@ -203,7 +216,7 @@ func (st *streamState) scoreReasons() string {
 		Video *videoReasons `json:"video,omitempty"`
 	}
 	mean := func(m *measure, penalty int) float64 {
-		return math.Round(st.penalties[penalty]/float64(m.sketch.Weight())*1e4) / 1e4
+		return math.Round(float64(st.penalties[penalty])/float64(m.weight())) / 1e4
 	}
 	if m := st.audioMOS; m != nil {
 		reasons.Audio = &audioReasons{Delay: mean(m, penaltyAudioDelay), Loss: mean(m, penaltyAudioLoss)}
@@ -295,14 +308,23 @@ func finiteOrNil(v *float64) *float64 {
 
 func (p *participant) summary() *callscopev1.ParticipantSummary {
 	facts := p.facts
-	scores := p.score()
 	s := &callscopev1.ParticipantSummary{
 		PresenceMs: p.presenceMs(), Joins: facts.Joins, LeftReason: facts.LeftReason, Alias: p.userID,
 		Browser: facts.Browser, BrowserVersion: facts.BrowserVersion, Os: facts.Os, OsVersion: facts.OsVersion,
 		ClientVersion: facts.ClientVersion, AppVersion: facts.AppVersion, Country: facts.Country, Network: facts.Network,
-		AudioMos: scores.audio.distribution(quality.AudioMOSThreshold), VideoScore: scores.video.distribution(quality.VideoScoreThreshold),
+		AudioMos: p.measures[measureAudioMOS].distribution(quality.AudioMOSThreshold), VideoScore: p.measures[measureVideoScore].distribution(quality.VideoScoreThreshold),
+		LossIn: p.measures[measureLossIn].distribution(quality.LossThreshold), LossOut: p.measures[measureLossOut].distribution(quality.LossThreshold),
+		JitterInMs: p.measures[measureJitterIn].distribution(quality.JitterMsThreshold), JitterOutMs: p.measures[measureJitterOut].distribution(quality.JitterMsThreshold),
+		RttMs:         p.measures[measureRTT].distribution(quality.RTTMsThreshold),
+		BitrateInKbps: p.measures[measureBitrateIn].distribution(0), BitrateOutKbps: p.measures[measureBitrateOut].distribution(0),
+		MutedMs: p.activityMs(facts.AudioMute), PausedMs: p.activityMs(facts.VideoPause),
+		SharedMs: p.activityMs(facts.ScreenShare), DominantMs: p.activityMs(facts.DominantSpeaker),
 		FeedbackOverall: p.feedback, SiteId: facts.SiteId, UserName: facts.UserName, Present: facts.Present,
 	}
+	if p.talkMs != nil {
+		s.TalkMs = new(int64(*p.talkMs))
+	}
+	p.wholeLoss(s)
 	for _, f := range p.fabrics {
 		if f.facts == nil {
 			continue
@@ -326,6 +348,30 @@ func (p *participant) summary() *callscopev1.ParticipantSummary {
 	return s
 }
 
+// wholeLoss makes the mean losses what they are of a stream: lost packets over
+// expected ones.
+func (p *participant) wholeLoss(s *callscopev1.ParticipantSummary) {
+	var lost, expected [2]float64 // in, out
+	for _, f := range p.fabrics {
+		for _, st := range f.streams {
+			switch st.facts.Direction {
+			case callscopev1.Direction_DIRECTION_INBOUND:
+				lost[0], expected[0] = lost[0]+st.lost, expected[0]+st.expected
+			case callscopev1.Direction_DIRECTION_OUTBOUND:
+				lost[1], expected[1] = lost[1]+st.lost, expected[1]+st.expected
+			}
+		}
+	}
+	for i, d := range []**callscopev1.Distribution{&s.LossIn, &s.LossOut} {
+		if loss, ok := quality.ShareOf(lost[i], expected[i]); ok {
+			if *d == nil {
+				*d = &callscopev1.Distribution{}
+			}
+			(*d).Mean = &loss
+		}
+	}
+}
+
 // presenceMs is the time that the participant was there. While it is present,
 // it counts up to its last message: what comes after is not known yet.
 func (p *participant) presenceMs() int64 {
@@ -340,24 +386,17 @@ func (p *participant) presenceMs() int64 {
 	return total
 }
 
-// score is the distribution of the scores over the inbound streams, weighted
-// by their measured time.
-func (p *participant) score() *scores {
-	if p.scores != nil {
-		return p.scores
+// activityMs is how long something was so; nil where it never was. What is open
+// counts up to the participant's last message.
+func (p *participant) activityMs(a *callscopev1.Activity) *int64 {
+	if a == nil {
+		return nil
 	}
-	p.scores = &scores{}
-	for _, f := range p.fabrics {
-		for _, st := range f.streams {
-			if st.audioMOS != nil {
-				p.scores.audio = merge(p.scores.audio, st.audioMOS, 0)
-			}
-			if st.videoScore != nil {
-				p.scores.video = merge(p.scores.video, st.videoScore, 0)
-			}
-		}
+	total := a.TotalMs
+	if a.SinceMs != nil {
+		total += max(p.lastMessageMs-*a.SinceMs, 0)
 	}
-	return p.scores
+	return &total
 }
 
 func (c *conference) summary() *callscopev1.ConferenceSummary {
@@ -375,6 +414,7 @@ func (c *conference) summary() *callscopev1.ConferenceSummary {
 	var hasMedia bool
 	var rated int
 	var delays []float64
+	browsers, networks := map[string]bool{}, map[string]bool{}
 	for _, p := range c.participants {
 		if p.facts != nil {
 			s.Participants++
@@ -382,6 +422,8 @@ func (c *conference) summary() *callscopev1.ConferenceSummary {
 			if p.facts.Joins > 1 {
 				s.Rejoins += p.facts.Joins - 1
 			}
+			s.MaxJoins = max(s.MaxJoins, p.facts.Joins)
+			browsers[p.facts.Browser], networks[p.facts.Network] = true, true
 		}
 		if p.firstMediaMs != nil && p.lastMediaMs != nil {
 			hasMedia = true
@@ -404,6 +446,8 @@ func (c *conference) summary() *callscopev1.ConferenceSummary {
 			}
 			if delay := finiteOrNil(f.facts.SetupDelayMs); delay != nil {
 				delays = append(delays, *delay)
+			} else if o := f.facts.Outcome; o == callscopev1.FabricOutcome_FABRIC_OUTCOME_SETUP || o == callscopev1.FabricOutcome_FABRIC_OUTCOME_DROPPED {
+				s.SetupDelaysUnknown++
 			}
 		}
 	}
@@ -416,11 +460,18 @@ func (c *conference) summary() *callscopev1.ConferenceSummary {
 	if rated > 0 {
 		s.FeedbackOverall = new(feedback / float64(rated))
 	}
+	s.Browsers, s.Networks = known(browsers), known(networks)
 	setupDelays(s, delays)
 	c.score(s)
 	verdict := c.outcome()
 	s.Outcome, s.OutcomeEvidenceJson = verdict.outcome, toJSON(verdict.evidence)
 	return s
+}
+
+// known are the texts other than the empty one, ascending.
+func known(texts map[string]bool) []string {
+	delete(texts, "")
+	return slices.Sorted(maps.Keys(texts))
 }
 
 // setupDelays fills minimum, mean, median and maximum of the delays of the
@@ -456,15 +507,14 @@ func (c *conference) score(s *callscopev1.ConferenceSummary) {
 			continue
 		}
 		presence := uint64(max(p.presenceMs(), 1))
-		own := p.score()
 		lowest := math.Inf(1)
-		if own.audio != nil {
-			audio = merge(audio, own.audio, presence)
-			lowest = own.audio.mean()
+		if own := p.measures[measureAudioMOS]; own != nil {
+			audio = merge(audio, own, presence)
+			lowest = own.mean()
 		}
-		if own.video != nil {
-			video = merge(video, own.video, presence)
-			lowest = min(lowest, own.video.mean())
+		if own := p.measures[measureVideoScore]; own != nil {
+			video = merge(video, own, presence)
+			lowest = min(lowest, own.mean())
 		}
 		if lowest < worstMean || worst != nil && lowest == worstMean && string(p.uid) < string(worst.uid) {
 			worst, worstMean = p, lowest

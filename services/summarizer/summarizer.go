@@ -24,7 +24,14 @@ type Summarizer struct{ stage *stage.Stage }
 // New returns a summarizer that does nothing until Run. reg may be nil.
 func New(cfg Config, client *stream.Client, logger *slog.Logger, reg prometheus.Registerer) *Summarizer {
 	counters := newMetrics(reg)
-	return &Summarizer{stage: stage.New(stage.Config{
+	return &Summarizer{stage: stage.New(StageConfig(cfg, func(int32) stage.Machine {
+		return &countedMachine{Machine: NewMachine(), metrics: counters}
+	}), client, logger, reg)}
+}
+
+// StageConfig says what the summarizer is as a stage, with the given machines.
+func StageConfig(cfg Config, newMachine func(partition int32) stage.Machine) stage.Config {
+	return stage.Config{
 		Name:              "summarizer",
 		InputTopic:        stream.TopicEnriched,
 		OutputTopic:       stream.TopicSummaries,
@@ -33,10 +40,10 @@ func New(cfg Config, client *stream.Client, logger *slog.Logger, reg prometheus.
 		LogicVersion:      logicVersion,
 		FormatVersion:     formatVersion,
 		InputHasOrigins:   true,
-		NewMachine:        func(int32) stage.Machine { return &countedMachine{Machine: NewMachine(), metrics: counters} },
+		NewMachine:        newMachine,
 		SnapshotInterval:  cfg.SnapshotInterval,
 		StartWithoutState: cfg.StartWithoutState,
-	}, client, logger, reg)}
+	}
 }
 
 // Run works until ctx ends, saves the state of every partition and returns

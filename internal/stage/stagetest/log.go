@@ -1,6 +1,8 @@
 package stagetest
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +12,7 @@ import (
 
 	"github.com/callscope/callscope/internal/stage"
 	"github.com/callscope/callscope/internal/stream"
+	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
 )
 
 var (
@@ -25,6 +28,8 @@ type Log struct {
 	Rejected []Rejected
 	// Committed is the offset committed last.
 	Committed int64
+	// Batch is how many records a Fetch returns at most, 0: all there are.
+	Batch int
 	// Fail, if not nil, is asked before every call ("append", "fetch",
 	// "offsets", "reject" or "commit", and the topic); its error is returned
 	// instead of doing anything.
@@ -91,12 +96,12 @@ func (l *Log) Append(_ context.Context, topic string, partition int32, records [
 	return l.topic(topic, partition).append(records...), nil
 }
 
-// Fetch returns as many records as there are, whatever maxBytes is.
+// Fetch returns Batch records or as many as there are, whatever maxBytes is.
 func (l *Log) Fetch(_ context.Context, topic string, partition int32, offset int64, _ int, _ time.Duration) (stream.Batch, error) {
 	if err := l.fail("fetch", topic); err != nil {
 		return stream.Batch{Start: -1, End: -1, Next: offset}, err
 	}
-	return l.topic(topic, partition).fetch(offset, math.MaxInt)
+	return l.topic(topic, partition).fetch(offset, cmp.Or(l.Batch, math.MaxInt))
 }
 
 // Offsets returns where a topic begins and ends.
@@ -235,6 +240,9 @@ func (c *connection) Append(_ context.Context, topic string, partition int32, re
 	if records = c.w.deface(topic, records); len(records) == 0 {
 		return l.end, nil
 	}
+	if topic == c.w.cfg.StateTopic {
+		records = c.corrupt(records)
+	}
 	takesPlace, err := c.effect()
 	if takesPlace {
 		c.note(topic, records)
@@ -264,6 +272,10 @@ func (c *connection) note(topic string, records []stream.Record) {
 	switch topic {
 	case c.w.cfg.InputTopic:
 		c.w.fastest = max(c.w.fastest, c.process.clock)
+		if c.process.number < c.w.lastTicker {
+			c.w.result.SupersededTicks++
+		}
+		c.w.lastTicker = max(c.w.lastTicker, c.process.number)
 	case c.w.cfg.StateTopic:
 		last := records[len(records)-1]
 		c.w.tracef("process %d: %d records for the state topic from key %x to %x, deleting %v", c.process.number, len(records), records[0].Key, last.Key, last.Value == nil)
@@ -274,11 +286,45 @@ func (c *connection) note(topic string, records []stream.Record) {
 		complete := len(last.Key) == 16
 		c.process.midSnapshot = !complete
 		if complete {
+			m := &callscopev1.SnapshotManifest{}
+			if err := m.UnmarshalVT(last.Value); err != nil {
+				panic(err) // the runtime wrote it
+			}
+			if m.InputOffset < c.w.newest {
+				c.w.result.Stale++
+			}
+			c.w.newest = max(c.w.newest, m.InputOffset)
 			c.process.ranAhead = c.process.ranAhead || len(c.process.unwritten) > 0
 			c.w.overwritable = c.w.overwritable || len(records) > 1
 			c.w.torn, c.w.tornForGood = false, false
 		}
 	}
+}
+
+// corrupt flips a bit of every second snapshot of a process from its second
+// on, so that one of the two that it keeps is always whole.
+func (c *connection) corrupt(records []stream.Record) []stream.Record {
+	uid := string(records[0].Key[:16])
+	if !c.w.corrupt || records[0].Value == nil {
+		return records
+	}
+	if !slices.Contains(c.process.snapshots, uid) {
+		c.process.snapshots = append(c.process.snapshots, uid)
+	}
+	if slices.Index(c.process.snapshots, uid)%2 == 0 {
+		return records
+	}
+	records = slices.Clone(records)
+	for i, r := range records {
+		if len(r.Key) > 16 && len(r.Value) > 0 { // a chunk
+			value := bytes.Clone(r.Value)
+			value[len(value)-1] ^= 1
+			records[i].Value = value
+			c.w.result.Corrupted++
+			break
+		}
+	}
+	return records
 }
 
 func (c *connection) Fetch(_ context.Context, topic string, partition int32, offset int64, _ int, _ time.Duration) (stream.Batch, error) {
@@ -288,7 +334,7 @@ func (c *connection) Fetch(_ context.Context, topic string, partition int32, off
 	}
 	limit := c.w.batch
 	if topic == c.w.cfg.StateTopic {
-		limit = max(limit, 20) // with fewer, no process would survive its restore
+		limit = max(limit, 200) // with fewer, no process would survive its restore
 	}
 	batch, err := l.fetch(offset, 1+c.w.rng.IntN(limit))
 	holed := c.process.holed

@@ -3,11 +3,6 @@ package stagetest
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"runtime"
-	"strconv"
-	"sync"
-	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -16,52 +11,6 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// seeds is how many simulations run: CALLSCOPE_SIM_SEEDS, or a number that the
-// ordinary tests can bear.
-func seeds(t *testing.T) int {
-	text := os.Getenv("CALLSCOPE_SIM_SEEDS")
-	if text == "" {
-		return 300
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil {
-		t.Fatalf("CALLSCOPE_SIM_SEEDS: %v", err)
-	}
-	return n
-}
-
-// simulate runs many seeds on all cores and returns the sum of what happened.
-// A failing seed fails the test.
-func simulate(t *testing.T, n int, run func(seed uint64) (Result, error)) Result {
-	t.Helper()
-	var (
-		mu   sync.Mutex
-		sum  Result
-		next atomic.Uint64
-		wg   sync.WaitGroup
-	)
-	for range runtime.GOMAXPROCS(0) {
-		wg.Go(func() {
-			for !t.Failed() {
-				seed := next.Add(1) - 1
-				if seed >= uint64(n) {
-					return
-				}
-				r, err := run(seed)
-				mu.Lock()
-				sum.Add(r)
-				mu.Unlock()
-				if err != nil {
-					t.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	sum.Output = nil
-	return sum
-}
 
 func counterOptions(seed uint64) Options {
 	return Options{
@@ -87,85 +36,44 @@ func counterMix(rng *rand.Rand) (key, value []byte) {
 // TestSimulation runs many seeds, or with CALLSCOPE_SIM_SEED=n the one seed n
 // with a line for everything that happens in it.
 func TestSimulation(t *testing.T) {
-	if text := os.Getenv("CALLSCOPE_SIM_SEED"); text != "" {
-		seed, err := strconv.ParseUint(text, 10, 64)
-		if err != nil {
-			t.Fatalf("CALLSCOPE_SIM_SEED: %v", err)
-		}
-		o := counterOptions(seed)
-		o.Trace = t.Output()
-		if _, err := Run(o); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	seeds := seeds(t)
-	sum := simulate(t, seeds, func(seed uint64) (Result, error) { return Run(counterOptions(seed)) })
+	seeds := Seeds(t, 300)
+	sum := Simulate(t, seeds, counterOptions)
 	t.Logf("%d seeds: %+v", seeds, sum)
-	for name, n := range map[string]int{"crashes": sum.Crashes, "zombies": sum.Zombies, "lost acks": sum.LostAcks,
-		"late requests": sum.Late, "expired records": sum.Expired, "duplicates": sum.Dropped, "outputs": sum.Outputs, "rejects": sum.Rejected} {
-		if n < seeds/10 {
-			t.Errorf("only %d %s in %d seeds: the simulation does not try what it should", n, name, seeds)
-		}
+	sum.MustHaveTried(t, seeds)
+	if sum.Rejected < seeds/10 {
+		t.Errorf("only %d rejects in %d seeds", sum.Rejected, seeds)
+	}
+}
+
+// TestLogicChange lets a version that gives other outputs take over in mid-log.
+func TestLogicChange(t *testing.T) {
+	seeds := Seeds(t, 150)
+	sum := Simulate(t, seeds, func(seed uint64) Options {
+		o := counterOptions(seed)
+		o.NewLogic = func(int32) stage.Machine { return &Changed{Ticking: NewCounter()} }
+		return o
+	})
+	t.Logf("%d seeds: %+v", seeds, sum)
+	if sum.LogicChanges < seeds/10 || sum.MixedOutputs < seeds/10 {
+		t.Errorf("%d changes and %d mixed outputs in %d seeds", sum.LogicChanges, sum.MixedOutputs, seeds)
 	}
 }
 
 // TestNegativeControls: with a defect put in, the same simulation must fail.
 func TestNegativeControls(t *testing.T) {
-	const seeds = 60
-	for _, control := range []struct {
-		name   string
-		change func(*Options)
-	}{
-		{"no origin check", func(o *Options) { o.Defect = NoOriginCheck }},
-		{"snapshot before outputs are written", func(o *Options) { o.Defect = AcknowledgedBeforeWritten }},
-		{"one snapshot key", func(o *Options) { o.Defect = OneSnapshotKey }},
-		{"one ticker uid", func(o *Options) { o.Defect = OneTickerUID }},
-		{"timers on processing time", func(o *Options) {
-			o.Stage.NewMachine = func(int32) stage.Machine {
-				c, ms := NewCounter(), int64(0)
-				c.TimerMs = func() int64 { ms += 1000; return ms }
-				return c
-			}
-		}},
+	for name, defect := range map[string]Defect{
+		"no origin check": NoOriginCheck, "snapshot before outputs are written": AcknowledgedBeforeWritten,
+		"one snapshot key": OneSnapshotKey, "one ticker uid": OneTickerUID, "wall-clock timers": WallClockTimers,
 	} {
-		t.Run(control.name, func(t *testing.T) {
-			var (
-				mu                sync.Mutex
-				failed, exercised int
-				first             error
-			)
-			simulate(t, seeds, func(seed uint64) (Result, error) {
-				o := counterOptions(seed)
-				o.Rough = true
-				control.change(&o)
-				r, err := Run(o)
-				mu.Lock()
-				defer mu.Unlock()
-				if err != nil && first == nil {
-					first = err
-				}
-				if r.Exercised || o.Defect == NoDefect {
-					exercised++
-					if err != nil {
-						failed++
-					}
-				}
-				return r, nil
-			})
-			t.Logf("%d of %d seeds that exercise it fail; the first failure: %v", failed, exercised, first)
-			if failed < exercised*9/10 || exercised < seeds/10 {
-				t.Errorf("only %d of %d seeds that exercise it fail", failed, exercised)
-			}
-		})
+		t.Run(name, func(t *testing.T) { MustFail(t, 60, counterOptions, defect) })
 	}
 }
 
 // TestStageBehindStage feeds the output log of one simulation, duplicates of
 // crashed and former owners included, to a second stage.
 func TestStageBehindStage(t *testing.T) {
-	seeds := seeds(t)
-	sum := simulate(t, seeds/5, func(seed uint64) (Result, error) {
+	seeds := Seeds(t, 300) / 5
+	sum := SimulateAll(t, seeds, func(seed uint64) (Result, error) {
 		first, err := Run(counterOptions(seed))
 		if err != nil {
 			return first, err
@@ -180,7 +88,7 @@ func TestStageBehindStage(t *testing.T) {
 		return second, err
 	})
 	t.Logf("%+v", sum)
-	if sum.Crashes < seeds/10 || sum.Outputs < seeds/10 {
+	if sum.Crashes < seeds || sum.Outputs < seeds/2 {
 		t.Errorf("the simulation does not try what it should")
 	}
 }
