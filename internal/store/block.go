@@ -218,8 +218,9 @@ func appendArrays[T, V any](convert func(T) V) appendFunc {
 // token: within the table's deduplication window a second block with the same token is dropped, so the same token must
 // always mean the same rows.
 //
-// An error that is not Permanent leaves open whether the block was stored: repeat with the same rows and the same
-// token. A Permanent error stored nothing; split the rows to find those to blame. Nothing is repeated inside.
+// An error that is not Permanent leaves open whether the block was stored. Repeat with the same rows: under the same token
+// where the store is Replicated; elsewhere under a new one, because a server that was killed may remember the token of rows
+// that it lost. What is then stored twice collapses by its key. A Permanent error stored nothing; split the rows to find those to blame. Nothing is repeated inside.
 func (s *Store) Insert(ctx context.Context, tableName, token string, rows any) (err error) {
 	t, ok := tables[tableName]
 	v := reflect.ValueOf(rows)
@@ -249,10 +250,15 @@ func (s *Store) Insert(ctx context.Context, tableName, token string, rows any) (
 		err = fmt.Errorf("inserting %d rows into %s: %w", v.Len(), tableName, err)
 	}()
 
+	return s.send(ctx, t, fmt.Sprintf(t.insert, s.cfg.Database), insertSettings(token), v)
+}
+
+// send inserts a slice of the table's row type as one block.
+func (s *Store) send(ctx context.Context, t *table, statement string, settings clickhouse.Settings, v reflect.Value) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.InsertTimeout)
 	defer cancel()
-	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(insertSettings(token)), clickhouse.WithColumnNamesAndTypes(t.types))
-	batch, err := s.conn.PrepareBatch(ctx, fmt.Sprintf(t.insert, s.cfg.Database))
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(settings), clickhouse.WithColumnNamesAndTypes(t.types))
+	batch, err := s.conn.PrepareBatch(ctx, statement)
 	if err != nil {
 		return err
 	}
@@ -275,6 +281,9 @@ func (s *Store) Insert(ctx context.Context, tableName, token string, rows any) (
 	if err := batch.Send(); err != nil {
 		if rowCodes[code(err)] {
 			return fmt.Errorf("%w: %w", ErrBadRow, err)
+		}
+		if spaceCodes[code(err)] || strings.Contains(err.Error(), "No space left on device") {
+			return fmt.Errorf("%w: %w", ErrNoSpace, err)
 		}
 		return err
 	}

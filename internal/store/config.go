@@ -36,6 +36,8 @@ type Config struct {
 	MaxOpenConns  int           `koanf:"max_open_conns"` // 8: statements in flight; more wait
 	DialTimeout   time.Duration `koanf:"dial_timeout"`   // 5 s, also the longest wait for a free connection
 	InsertTimeout time.Duration `koanf:"insert_timeout"` // 60 s: limit for one insert
+
+	Retention Retention `koanf:"retention"`
 }
 
 // TLSConfig says how connections are encrypted.
@@ -112,6 +114,7 @@ func (c Config) Validate() error {
 	if c.InsertTimeout < time.Second {
 		bad("insert_timeout", "%s is shorter than a second", c.InsertTimeout)
 	}
+	c.Retention.validate(bad)
 	if !c.TLS.Enabled && (c.TLS.CAFile != "" || c.TLS.ServerName != "") {
 		bad("tls.enabled", "is false although tls.ca_file or tls.server_name is set")
 	}

@@ -9,6 +9,14 @@ import (
 // ErrBadRow: an insert failed because of the rows themselves, so that the same rows can never succeed.
 var ErrBadRow = errors.New("a row cannot be stored")
 
+// ErrNoSpace: the server has no room for more rows. Repeating helps once there is.
+var ErrNoSpace = errors.New("the ClickHouse server's disk is full: free some, or shorten clickhouse.retention; nothing is lost while Kafka keeps the records")
+
+// spaceCodes are the server's errors for lack of room.
+var spaceCodes = map[int32]bool{
+	243: true, // NOT_ENOUGH_SPACE
+}
+
 // rowCodes are the server's errors that blame the data of a row. Codes that a broken connection or another schema can
 // cause too (INCORRECT_DATA, CANNOT_CONVERT_TYPE, CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN …) are not among them: rows would
 // be thrown away for somebody else's fault.

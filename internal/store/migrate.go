@@ -118,7 +118,8 @@ ENGINE = {engine}
 ORDER BY version
 COMMENT 'Migrations that were applied, with the checksums of their files.'`
 
-// Migrate makes the database, tables and views, or brings them up to date. It may run at the same time in several
+// Migrate makes the database, tables and views, or brings them up to date, with the retention of the configuration and,
+// where the server allows it, the roles. It may run at the same time in several
 // processes, and again after it failed. It refuses a database that a newer or different callscope has migrated.
 func (s *Store) Migrate(ctx context.Context) error {
 	options := s.options
@@ -156,6 +157,10 @@ func (s *Store) Migrate(ctx context.Context) error {
 		}
 		s.log.Info("migrated", "database", s.cfg.Database, "schema", m.version, "name", m.name)
 	}
+	if err := s.applyRetention(ctx, conn); err != nil {
+		return fmt.Errorf("migrating: %w", err)
+	}
+	s.makeRoles(ctx, conn)
 	return nil
 }
 

@@ -122,6 +122,7 @@ type ConferenceRow struct {
 	Participants            uint32       `ch:"participants"`
 	PeakParticipants        uint32       `ch:"peak_participants"`
 	Rejoins                 uint32       `ch:"rejoins"`
+	MaxJoins                uint32       `ch:"max_joins"`
 	Reopened                uint32       `ch:"reopened"`
 	ParticipantMinutes      *float64     `ch:"participant_minutes"`
 	MediaParticipantMinutes *float64     `ch:"media_participant_minutes"`
@@ -132,10 +133,13 @@ type ConferenceRow struct {
 	SetupDelayMsMean        *float64     `ch:"setup_delay_ms_mean"`
 	SetupDelayMsMedian      *float64     `ch:"setup_delay_ms_median"`
 	SetupDelayMsMax         *float64     `ch:"setup_delay_ms_max"`
+	SetupDelaysUnknown      uint32       `ch:"setup_delays_unknown"`
 	AudioMOS                Distribution `ch:"audio_mos"`
 	VideoScore              Distribution `ch:"video_score"`
 	Models
 	WorstParticipantUID *uuid.UUID `ch:"worst_participant_uid"`
+	Browsers            []Word     `ch:"browsers"`
+	Networks            []Word     `ch:"networks"`
 	FeedbackOverall     *float64   `ch:"feedback_overall"`
 	LastMessageAt       Time       `ch:"last_message_at"`
 	Provenance
@@ -169,6 +173,18 @@ type ParticipantRow struct {
 	FabricsFailed    uint32       `ch:"fabrics_failed"`
 	AudioMOS         Distribution `ch:"audio_mos"`
 	VideoScore       Distribution `ch:"video_score"`
+	LossIn           Distribution `ch:"loss_in"`
+	LossOut          Distribution `ch:"loss_out"`
+	JitterInMs       Distribution `ch:"jitter_in_ms"`
+	JitterOutMs      Distribution `ch:"jitter_out_ms"`
+	RTTMs            Distribution `ch:"rtt_ms"`
+	BitrateInKbps    Distribution `ch:"bitrate_in_kbps"`
+	BitrateOutKbps   Distribution `ch:"bitrate_out_kbps"`
+	TalkMs           *int64       `ch:"talk_ms"`
+	MutedMs          *int64       `ch:"muted_ms"`
+	PausedMs         *int64       `ch:"paused_ms"`
+	SharedMs         *int64       `ch:"shared_ms"`
+	DominantMs       *int64       `ch:"dominant_ms"`
 	Models
 	FeedbackOverall  *float64 `ch:"feedback_overall"`
 	Findings         []Word   `ch:"findings"`
@@ -242,7 +258,9 @@ type StreamRow struct {
 	AudioMOS    Distribution `ch:"audio_mos"`
 	VideoScore  Distribution `ch:"video_score"`
 	Models
-	ScoreReasons *string `ch:"score_reasons"` // JSON text
+	ScoreReasons *string      `ch:"score_reasons"` // JSON text
+	Side         OptionalWord `ch:"side"`
+	SideEvidence *string      `ch:"side_evidence"` // JSON text
 	Provenance
 	ConferenceStartedAt Time `ch:"conference_started_at"`
 	Source
@@ -285,6 +303,8 @@ type SampleRow struct {
 	QualityLimitationReason   OptionalWord `ch:"quality_limitation_reason"`
 	QualityLimitedCPUMs       *float64     `ch:"quality_limited_cpu_ms"`
 	QualityLimitedBandwidthMs *float64     `ch:"quality_limited_bandwidth_ms"`
+	SourceFrameRate           *float64     `ch:"source_frame_rate"`
+	SourceFrameHeight         *float64     `ch:"source_frame_height"`
 	Reset                     bool         `ch:"reset"`
 	AudioMOS                  *float64     `ch:"audio_mos"`
 	VideoScore                *float64     `ch:"video_score"`

@@ -2,6 +2,8 @@ package store
 
 import (
 	"maps"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -88,6 +90,82 @@ func TestRender(t *testing.T) {
 				t.Errorf("migration %d has an unknown placeholder:\n%s", m.version, rendered)
 			}
 		}
+	}
+}
+
+// TestClusterForm holds every statement of a cluster's schema against a golden file, and shows that the same files make
+// a single server's. Released migrations never change, so neither does what they made.
+func TestClusterForm(t *testing.T) {
+	for _, form := range []struct {
+		file string
+		cfg  Config
+	}{
+		{"cluster.golden.sql", Config{Cluster: "main", Retention: Retention{SamplesDays: 30, Apps: []AppRetention{{ID: "7", SamplesDays: 7}, {ID: "8", SamplesDays: -1}}}}},
+		{"single.golden.sql", Config{}},
+	} {
+		cfg := form.cfg.withDefaults()
+		var text strings.Builder
+		statements := []string{cfg.render("CREATE DATABASE IF NOT EXISTS {database} {on_cluster}"), cfg.render(bookkeeping)}
+		for _, m := range migrations {
+			for _, statement := range m.statements {
+				statements = append(statements, cfg.render(statement))
+			}
+		}
+		for _, table := range slices.Sorted(maps.Keys(retentionOf)) {
+			if ttl := cfg.Retention.ttl(table); ttl != "" {
+				statements = append(statements, cfg.render("ALTER TABLE {database}."+table+" {on_cluster} MODIFY TTL "+ttl))
+			}
+		}
+		statements = append(statements, cfg.roleStatements()...)
+		for _, statement := range statements {
+			// Columns are the same in both forms and held by other tests: the golden file has what differs.
+			inColumns := false
+			for line := range strings.SplitSeq(statement, "\n") {
+				switch {
+				case strings.HasPrefix(line, "--"):
+				case line == "(":
+					inColumns = true
+				case line == ")":
+					inColumns = false
+				case strings.HasPrefix(line, "AS"), strings.HasPrefix(line, "COMMENT"):
+					inColumns = strings.HasPrefix(line, "AS") // of a view: the query
+				case !inColumns:
+					text.WriteString(line + "\n")
+				}
+			}
+			text.WriteString(";\n")
+		}
+		if cfg.Cluster != "" {
+			for line := range strings.SplitSeq(text.String(), "\n") {
+				for _, first := range []string{"CREATE ", "ALTER ", "GRANT "} {
+					if strings.HasPrefix(line, first) && !strings.Contains(line, "ON CLUSTER main") {
+						t.Errorf("not on the cluster: %s", line)
+					}
+				}
+			}
+		}
+		goldenText(t, filepath.Join("testdata", form.file), text.String())
+	}
+	for name := range tables {
+		if _, ok := retentionOf[name]; !ok {
+			t.Errorf("table %s has no retention", name)
+		}
+	}
+}
+
+func goldenText(t *testing.T, path, got string) {
+	t.Helper()
+	if os.Getenv("UPDATE_GOLDEN") == "1" {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(got, "\n")); diff != "" {
+		t.Errorf("%s is not what it should be (UPDATE_GOLDEN=1 writes it; -file +now):\n%s", path, diff)
 	}
 }
 

@@ -235,6 +235,14 @@ func optionalText(s string) *string {
 	return &s
 }
 
+func words(texts []string) []store.Word {
+	var all []store.Word
+	for _, text := range texts {
+		all = append(all, store.Word(text))
+	}
+	return all
+}
+
 func distribution(d *callscopev1.Distribution) store.Distribution {
 	if d == nil {
 		return store.Distribution{}

@@ -141,6 +141,9 @@ func (l *modelLog) want() (rows map[string]int, rejected map[int64]bool) {
 // are otherwise stored as often as they come.
 type modelStore struct {
 	window int
+	// torn, if set, says whether the server dies between writing a token down and committing its rows, as one without
+	// replication may: the rows are gone and the token stays.
+	torn   func() bool
 	tables map[string]*modelTable
 }
 
@@ -184,6 +187,9 @@ func (s *modelStore) insert(table, token string, rows any) error {
 	t.tokens = append(t.tokens, token)
 	if len(t.tokens) > s.window {
 		t.tokens = t.tokens[1:]
+	}
+	if s.torn != nil && s.torn() {
+		return errModelNetwork
 	}
 	t.rows = append(t.rows, block...)
 	return nil
@@ -333,7 +339,7 @@ func newOwner(l *modelLog, s *modelStore, m *metrics) (*owner, *partition) {
 	o := &owner{log: l, store: s, generation: l.generation}
 	o.ctx, o.cancel = context.WithCancel(context.Background())
 	p := &partition{
-		topic: stream.TopicEnriched, log: o, store: o, schema: 2, m: m, logger: slog.New(slog.DiscardHandler),
+		topic: stream.TopicEnriched, log: o, store: o, schema: 2, atomicTokens: true, m: m, logger: slog.New(slog.DiscardHandler),
 		cfg:     Config{}.withDefaults(),
 		pause:   func(ctx context.Context, _ time.Duration) error { return ctx.Err() },
 		trouble: func(string) {},

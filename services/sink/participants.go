@@ -22,13 +22,15 @@ func (b *blocks) addParticipant(d decoded, s *callscopev1.Summary, p *callscopev
 		Country: store.OptionalWord(p.Country), Network: store.OptionalWord(p.Network),
 		Fabrics: p.Fabrics, FabricsFailed: p.FabricsFailed,
 		AudioMOS: distribution(p.AudioMos), VideoScore: distribution(p.VideoScore),
+		LossIn: distribution(p.LossIn), LossOut: distribution(p.LossOut),
+		JitterInMs: distribution(p.JitterInMs), JitterOutMs: distribution(p.JitterOutMs), RTTMs: distribution(p.RttMs),
+		BitrateInKbps: distribution(p.BitrateInKbps), BitrateOutKbps: distribution(p.BitrateOutKbps),
+		TalkMs: p.TalkMs, MutedMs: p.MutedMs, PausedMs: p.PausedMs, SharedMs: p.SharedMs, DominantMs: p.DominantMs,
 		FeedbackOverall:  p.FeedbackOverall,
 		FindingsEvidence: optionalText(p.FindingsEvidenceJson),
+		Findings:         words(p.Findings),
 		Models:           h.models,
 		Provenance:       h.provenance, ConferenceStartedAt: h.conferenceStartedAt, Source: h.source,
-	}
-	for _, f := range p.Findings {
-		row.Findings = append(row.Findings, store.Word(f))
 	}
 	if row.JoinedAt, err = timeOf("joined_at_ms", float64(p.JoinedAtMs)); err != nil {
 		return err

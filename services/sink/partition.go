@@ -46,6 +46,8 @@ type partition struct {
 	pause func(ctx context.Context, d time.Duration) error
 	// trouble tells what is wrong at the moment, "" when nothing is.
 	trouble func(reason string)
+	// atomicTokens: the store has the rows of every token that it remembers.
+	atomicTokens bool
 	// slots bounds the ranges that are under way in all partitions; nil: no bound.
 	slots chan struct{}
 
@@ -197,8 +199,9 @@ func (p *partition) filterBefore(ctx context.Context, offset, start int64) (filt
 	return state, nil
 }
 
-// resume completes a range that was planned before: exactly the same records under the same token. After an upgrade in
-// between, the rows may be others, so the token is too (it names the schema), and what is stored twice collapses by key.
+// resume completes a range that was planned before: exactly the same records, under the same token where tokens are
+// atomic. After an upgrade in between, the rows may be others, so the token is too (it names the schema), and what is
+// stored twice collapses by key.
 func (p *partition) resume(ctx context.Context, plan progress) error {
 	p.logger.Info("completing a planned range", "topic", p.topic, "partition", p.number, "start", p.next, "end", plan.end)
 	release, err := p.slot(ctx)
@@ -321,10 +324,10 @@ func (p *partition) complete(ctx context.Context, s *span, kind string) error {
 }
 
 // insert stores rows [from, to) of one table. A block that can never be stored is cut into halves until the rows to
-// blame are alone; their records come back as rejects. The halves are the same on every run, and so are their tokens.
+// blame are alone; their records come back as rejects. The halves are the same on every run.
 func (p *partition) insert(ctx context.Context, t tableRows, from, to int, token string) ([]reject, error) {
 	err := p.retry(ctx, "insert", func(err error) bool { return !store.Permanent(err) }, func() error {
-		return p.store.Insert(ctx, t.table(), token, t.slice(from, to))
+		return p.store.Insert(ctx, t.table(), p.attempt(token), t.slice(from, to))
 	})
 	if err == nil || !store.Permanent(err) {
 		return nil, err
@@ -343,6 +346,17 @@ func (p *partition) insert(ctx context.Context, t tableRows, from, to int, token
 		all = append(all, poison...)
 	}
 	return all, nil
+}
+
+// attempt is the token for one try to insert. Where the server commits a token together with its rows, it is the range's,
+// and a block that was stored is dropped when it comes again. Elsewhere the server writes the token down first: one that is
+// killed in between would remember the token, not have the rows, and drop them for good when they come again. There every
+// try has a token of its own, and what is stored twice collapses by its key.
+func (p *partition) attempt(token string) string {
+	if p.atomicTokens {
+		return token
+	}
+	return fmt.Sprintf("%s/%016x", token, rand.Uint64())
 }
 
 // reject sets records aside, each once. Until they are, the partition waits.

@@ -186,7 +186,7 @@ func TestEveryColumnComesFromItsField(t *testing.T) {
 			"local_sdp": "body.failure.local_sdp", "remote_sdp": "body.failure.remote_sdp"}},
 		{"sample", enriched(func(e *callscopev1.Enriched) {
 			e.Body = &callscopev1.Enriched_StreamSample{StreamSample: &callscopev1.StreamSample{}}
-		}), func(b *blocks) tableRows { return &b.samples }, map[string]string{"direction": "=outbound", "owner_source": "=association", "audio_mos": "=NULL", "video_score": "=NULL"}},
+		}), func(b *blocks) tableRows { return &b.samples }, map[string]string{"direction": "=outbound", "owner_source": "=association", "video_score": "=NULL"}},
 		{"fabric sample", enriched(func(e *callscopev1.Enriched) {
 			e.Body = &callscopev1.Enriched_FabricSample{FabricSample: &callscopev1.FabricSample{}}
 		}), func(b *blocks) tableRows { return &b.fabricSamples }, nil},
@@ -204,7 +204,7 @@ func TestEveryColumnComesFromItsField(t *testing.T) {
 			s.Body = &callscopev1.Summary_Conference{Conference: &callscopev1.ConferenceSummary{}}
 		}), func(b *blocks) tableRows { return &b.conferences }, with(distributions("audio_mos", "video_score"),
 			"started_at", "conference_started_at_ms", "outcome_evidence", "body.outcome_evidence_json")},
-		{"participant", participant, func(b *blocks) tableRows { return &b.participants }, with(distributions("audio_mos", "video_score"),
+		{"participant", participant, func(b *blocks) tableRows { return &b.participants }, with(distributions("audio_mos", "video_score", "loss_in", "loss_out", "jitter_in_ms", "jitter_out_ms", "rtt_ms", "bitrate_in_kbps", "bitrate_out_kbps"),
 			"presence_joined_at", "body.interval_joined_at_ms", "presence_left_at", "body.interval_left_at_ms", "findings_evidence", "body.findings_evidence_json")},
 		{"name", participant, func(b *blocks) tableRows { return &b.participantNames }, nil},
 		{"fabric", summary(func(s *callscopev1.Summary) {

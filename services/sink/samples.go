@@ -22,9 +22,10 @@ func (b *blocks) addSample(d decoded, e *callscopev1.Enriched, s *callscopev1.St
 		FreezeMs: s.FreezeMs, FreezeCount: s.FreezeCount,
 		Concealment: s.Concealment, ConcealmentEvents: s.ConcealmentEvents,
 		SamplesReceived: s.SamplesReceived, ConcealedSamples: s.ConcealedSamples,
-		AudioLevel:              s.AudioLevel,
+		AudioLevel: s.AudioLevel, AudioMOS: s.AudioMos,
 		QualityLimitationReason: store.OptionalWord(s.QualityLimitationReason),
 		QualityLimitedCPUMs:     s.QualityLimitedCpuMs, QualityLimitedBandwidthMs: s.QualityLimitedBandwidthMs,
+		SourceFrameRate: s.SourceFrameRate, SourceFrameHeight: s.SourceFrameHeight,
 		Reset:     s.Reset_,
 		RecordKey: h.key, Source: d.source,
 	})

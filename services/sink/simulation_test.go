@@ -19,6 +19,8 @@ type variant struct {
 	window         int
 	noPlan         bool
 	tokenNoUID     bool
+	atomicTokens   bool // the sink takes the server for one that commits tokens and rows together
+	torn           bool // the server may die between a token and its rows
 	recreate       bool // the topic may be deleted and made anew
 	loseOffsets    bool // the group's offsets may be lost
 	ignoreRepeated bool // the store collapses rows by their key, so rows that are stored twice do not count
@@ -45,6 +47,10 @@ func simulate(seed uint64, v variant, m *metrics) (r simResult, err error) {
 			return fmt.Errorf("set aside %v, want %v", slices.Sorted(maps.Keys(got)), slices.Sorted(maps.Keys(rejected)))
 		}
 		return nil
+	}
+	faulty := false
+	if v.torn {
+		s.torn = func() bool { return faulty && rng.IntN(12) == 0 }
 	}
 	var sleeping []func()
 	wake := func() {
@@ -75,7 +81,9 @@ func simulate(seed uint64, v variant, m *metrics) (r simResult, err error) {
 	work := func(faults bool) error {
 		o, p := newOwner(l, s, m)
 		o.noPlan, o.tokenNoUID = v.noPlan, v.tokenNoUID
+		p.atomicTokens = v.atomicTokens
 		steps := 1 << 30
+		faulty = faults
 		if faults {
 			o.rng = rng
 			steps = rng.IntN(4)
@@ -148,12 +156,14 @@ func TestSimulation(t *testing.T) {
 		variant
 		wrong bool // a negative control
 	}{
-		{variant: variant{name: "the protocol", window: 10_000, recreate: true}},
-		{variant: variant{name: "the protocol, offsets lost, rows with keys", window: 10_000, recreate: true, loseOffsets: true, ignoreRepeated: true}},
-		{variant: variant{name: "window 3, rows with keys", window: 3, ignoreRepeated: true}},
-		{variant: variant{name: "no plan", window: 10_000, noPlan: true}, wrong: true},
-		{variant: variant{name: "token without the record's uid", window: 10_000, tokenNoUID: true, recreate: true}, wrong: true},
-		{variant: variant{name: "window 3 and rows without keys", window: 3}, wrong: true},
+		{variant: variant{name: "the protocol", window: 10_000, recreate: true, torn: true, ignoreRepeated: true}},
+		{variant: variant{name: "the protocol, offsets lost", window: 10_000, recreate: true, loseOffsets: true, torn: true, ignoreRepeated: true}},
+		{variant: variant{name: "window 3", window: 3, torn: true, ignoreRepeated: true}},
+		{variant: variant{name: "the protocol on a replicated server: nothing is stored twice", window: 10_000, recreate: true, atomicTokens: true}},
+		{variant: variant{name: "the range's token for every try, and a server that dies between token and rows", window: 10_000, atomicTokens: true, torn: true, ignoreRepeated: true}, wrong: true},
+		{variant: variant{name: "no plan and rows without keys", window: 10_000, noPlan: true, atomicTokens: true}, wrong: true},
+		{variant: variant{name: "token without the record's uid", window: 10_000, tokenNoUID: true, atomicTokens: true, recreate: true}, wrong: true},
+		{variant: variant{name: "window 3 and rows without keys", window: 3, atomicTokens: true}, wrong: true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			n := *seeds

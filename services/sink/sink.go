@@ -79,7 +79,7 @@ func (s *Sink) Ready() error { return s.health.err() }
 func (s *Sink) handle(ctx context.Context, a *stream.Assignment) error {
 	key := fmt.Sprintf("%s/%d", a.Topic(), a.Partition())
 	p := &partition{
-		topic: a.Topic(), number: a.Partition(), log: assignedLog{s.client, a}, store: s.store, cfg: s.cfg, schema: store.SchemaVersion,
+		topic: a.Topic(), number: a.Partition(), log: assignedLog{s.client, a}, store: s.store, cfg: s.cfg, schema: store.SchemaVersion, atomicTokens: s.store.Replicated(),
 		m: s.m, logger: s.log, pause: pause, slots: s.slots,
 		trouble: func(reason string) { s.health.set(key, reason) },
 	}

@@ -22,6 +22,7 @@ func (b *blocks) addStream(d decoded, s *callscopev1.Summary, m *callscopev1.Str
 		BitrateKbps: distribution(m.BitrateKbps), Loss: distribution(m.Loss), JitterMs: distribution(m.JitterMs),
 		RTTMs: distribution(m.RttMs), AudioMOS: distribution(m.AudioMos), VideoScore: distribution(m.VideoScore),
 		Models: h.models, ScoreReasons: optionalText(m.ScoreReasonsJson),
+		Side: store.OptionalWord(m.Side), SideEvidence: optionalText(m.SideEvidenceJson),
 		Provenance: h.provenance, ConferenceStartedAt: h.conferenceStartedAt, Source: h.source,
 	}
 	if row.StartedAt, err = timeOf("started_at_ms", float64(m.StartedAtMs)); err != nil {

@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS {database}.conferences_rows {on_cluster}
     participants UInt32,
     peak_participants UInt32,
     rejoins UInt32,
+    max_joins UInt32,
     reopened UInt32,
     participant_minutes Nullable(Float64),
     media_participant_minutes Nullable(Float64),
@@ -38,6 +39,7 @@ CREATE TABLE IF NOT EXISTS {database}.conferences_rows {on_cluster}
     setup_delay_ms_mean Nullable(Float64),
     setup_delay_ms_median Nullable(Float64),
     setup_delay_ms_max Nullable(Float64),
+    setup_delays_unknown UInt32,
     audio_mos Nullable(Float64),
     audio_mos_min Nullable(Float64),
     audio_mos_p10 Nullable(Float64),
@@ -55,6 +57,8 @@ CREATE TABLE IF NOT EXISTS {database}.conferences_rows {on_cluster}
     audio_mos_model LowCardinality(Nullable(String)),
     video_score_model LowCardinality(Nullable(String)),
     worst_participant_uid Nullable(UUID),
+    browsers Array(LowCardinality(String)),
+    networks Array(LowCardinality(String)),
     feedback_overall Nullable(Float64),
     last_message_at DateTime64(3, 'UTC'),
     first_raw_offset Int64,
@@ -122,6 +126,60 @@ CREATE TABLE IF NOT EXISTS {database}.participants_rows {on_cluster}
     video_score_p90 Nullable(Float64),
     video_score_max Nullable(Float64),
     video_score_share_below Nullable(Float64),
+    loss_in Nullable(Float64),
+    loss_in_min Nullable(Float64),
+    loss_in_p10 Nullable(Float64),
+    loss_in_median Nullable(Float64),
+    loss_in_p90 Nullable(Float64),
+    loss_in_max Nullable(Float64),
+    loss_in_share_below Nullable(Float64),
+    loss_out Nullable(Float64),
+    loss_out_min Nullable(Float64),
+    loss_out_p10 Nullable(Float64),
+    loss_out_median Nullable(Float64),
+    loss_out_p90 Nullable(Float64),
+    loss_out_max Nullable(Float64),
+    loss_out_share_below Nullable(Float64),
+    jitter_in_ms Nullable(Float64),
+    jitter_in_ms_min Nullable(Float64),
+    jitter_in_ms_p10 Nullable(Float64),
+    jitter_in_ms_median Nullable(Float64),
+    jitter_in_ms_p90 Nullable(Float64),
+    jitter_in_ms_max Nullable(Float64),
+    jitter_in_ms_share_below Nullable(Float64),
+    jitter_out_ms Nullable(Float64),
+    jitter_out_ms_min Nullable(Float64),
+    jitter_out_ms_p10 Nullable(Float64),
+    jitter_out_ms_median Nullable(Float64),
+    jitter_out_ms_p90 Nullable(Float64),
+    jitter_out_ms_max Nullable(Float64),
+    jitter_out_ms_share_below Nullable(Float64),
+    rtt_ms Nullable(Float64),
+    rtt_ms_min Nullable(Float64),
+    rtt_ms_p10 Nullable(Float64),
+    rtt_ms_median Nullable(Float64),
+    rtt_ms_p90 Nullable(Float64),
+    rtt_ms_max Nullable(Float64),
+    rtt_ms_share_below Nullable(Float64),
+    bitrate_in_kbps Nullable(Float64),
+    bitrate_in_kbps_min Nullable(Float64),
+    bitrate_in_kbps_p10 Nullable(Float64),
+    bitrate_in_kbps_median Nullable(Float64),
+    bitrate_in_kbps_p90 Nullable(Float64),
+    bitrate_in_kbps_max Nullable(Float64),
+    bitrate_in_kbps_share_below Nullable(Float64),
+    bitrate_out_kbps Nullable(Float64),
+    bitrate_out_kbps_min Nullable(Float64),
+    bitrate_out_kbps_p10 Nullable(Float64),
+    bitrate_out_kbps_median Nullable(Float64),
+    bitrate_out_kbps_p90 Nullable(Float64),
+    bitrate_out_kbps_max Nullable(Float64),
+    bitrate_out_kbps_share_below Nullable(Float64),
+    talk_ms Nullable(Int64),
+    muted_ms Nullable(Int64),
+    paused_ms Nullable(Int64),
+    shared_ms Nullable(Int64),
+    dominant_ms Nullable(Int64),
     audio_mos_model LowCardinality(Nullable(String)),
     video_score_model LowCardinality(Nullable(String)),
     feedback_overall Nullable(Float64),
@@ -278,6 +336,8 @@ CREATE TABLE IF NOT EXISTS {database}.streams_rows {on_cluster}
     audio_mos_model LowCardinality(Nullable(String)),
     video_score_model LowCardinality(Nullable(String)),
     score_reasons Nullable(String) CODEC(ZSTD(1)),
+    side LowCardinality(Nullable(String)),
+    side_evidence Nullable(String) CODEC(ZSTD(1)),
     first_raw_offset Int64,
     last_raw_offset Int64,
     record_uid UUID,
@@ -342,6 +402,8 @@ CREATE TABLE IF NOT EXISTS {database}.samples_rows {on_cluster}
     quality_limitation_reason LowCardinality(Nullable(String)),
     quality_limited_cpu_ms Nullable(Float64),
     quality_limited_bandwidth_ms Nullable(Float64),
+    source_frame_rate Nullable(Float64),
+    source_frame_height Nullable(Float64),
     reset Bool,
     audio_mos Nullable(Float64),
     video_score Nullable(Float64),
@@ -361,7 +423,7 @@ CREATE TABLE IF NOT EXISTS {database}.samples_rows {on_cluster}
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
 ORDER BY (app_id, toDate(received_at), conference_id, received_at, record_uid, idx)
-SETTINGS {deduplication}, index_granularity = 8192
+SETTINGS {deduplication}, index_granularity = 2048
 COMMENT 'Behind the view samples.'
 ;
 
@@ -406,7 +468,7 @@ CREATE TABLE IF NOT EXISTS {database}.fabric_samples_rows {on_cluster}
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
 ORDER BY (app_id, toDate(received_at), conference_id, received_at, record_uid, idx)
-SETTINGS {deduplication}, index_granularity = 8192
+SETTINGS {deduplication}, index_granularity = 2048
 COMMENT 'Behind the view fabric_samples.'
 ;
 
@@ -446,7 +508,7 @@ CREATE TABLE IF NOT EXISTS {database}.events_rows {on_cluster}
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
 ORDER BY (app_id, toDate(received_at), conference_id, received_at, record_uid, idx)
-SETTINGS {deduplication}, index_granularity = 4096
+SETTINGS {deduplication}, index_granularity = 1024
 COMMENT 'Behind the view events.'
 ;
 
@@ -525,7 +587,7 @@ CREATE TABLE IF NOT EXISTS {database}.failures_rows {on_cluster}
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
 ORDER BY (app_id, toDate(received_at), conference_id, received_at, record_uid, idx)
-SETTINGS {deduplication}, index_granularity = 1024
+SETTINGS {deduplication}, index_granularity = 256
 COMMENT 'Behind the view failures.'
 ;
 

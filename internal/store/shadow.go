@@ -1,0 +1,453 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ClickHouse/clickhouse-go/v2"
+	"github.com/google/uuid"
+)
+
+// Shadow holds the rows of a replay in tables of their own until they are compared with the stored ones and written. Its
+// tables are on the server that answers first; nobody else reads them.
+type Shadow struct {
+	s   *Store
+	run string // a word: part of the tables' names
+}
+
+// Shadow names the shadow tables of a run. run consists of lower-case letters and digits.
+func (s *Store) Shadow(run string) *Shadow { return &Shadow{s: s, run: run} }
+
+// Window is which stored rows a replay may replace: those of conferences that begin in [From, To), and of messages outside
+// of conferences that were received then. An empty App means all apps.
+type Window struct {
+	From, To Time
+	App      string
+}
+
+// ConferenceSpan is one conference as the store or a replay knows it.
+type ConferenceSpan struct {
+	AppID, ConferenceID           string
+	ConferenceUID                 uuid.UUID
+	FirstRawOffset, LastRawOffset int64
+	StartedAt, LastMessageAt      Time
+}
+
+// keys are the columns that name a row, by table; the rest of the sorting key follows from them. Rows without a
+// conference_uid column belong to no conference.
+var keys = map[string][]string{
+	"conferences_rows":          {"app_id", "conference_id", "conference_uid"},
+	"participants_rows":         {"app_id", "conference_id", "conference_uid", "participant_uid"},
+	"participant_names_rows":    {"app_id", "conference_id", "conference_uid", "participant_uid"},
+	"fabrics_rows":              {"app_id", "conference_id", "conference_uid", "fabric_uid"},
+	"streams_rows":              {"app_id", "conference_id", "conference_uid", "fabric_uid", "direction", "ssrc"},
+	"samples_rows":              {"app_id", "conference_id", "received_at", "record_uid", "idx"},
+	"fabric_samples_rows":       {"app_id", "conference_id", "received_at", "record_uid", "idx"},
+	"events_rows":               {"app_id", "conference_id", "received_at", "record_uid", "idx"},
+	"feedback_rows":             {"app_id", "conference_id", "received_at", "record_uid", "idx"},
+	"failures_rows":             {"app_id", "conference_id", "received_at", "record_uid", "idx"},
+	"precall_tests_rows":        {"app_id", "received_at", "record_uid", "idx"},
+	"precall_associations_rows": {"app_id", "test_id", "received_at", "record_uid", "idx"},
+}
+
+// TableNames lists all tables that hold rows, summaries first.
+func TableNames() []string {
+	return []string{"conferences_rows", "participants_rows", "participant_names_rows", "fabrics_rows", "streams_rows", "samples_rows",
+		"fabric_samples_rows", "events_rows", "feedback_rows", "failures_rows", "precall_tests_rows", "precall_associations_rows"}
+}
+
+func (t *table) has(name string) bool {
+	return slices.ContainsFunc(t.columns, func(c column) bool { return c.name == name })
+}
+
+// sourceColumns say where a row came from and are no part of what it says.
+var sourceColumns = []string{"src_topic", "src_partition", "src_offset", "src_range_start", "version", "is_deleted"}
+
+// values are the columns of a table that two versions of a row are compared by.
+func (t *table) values() []string {
+	var list []string
+	for _, c := range t.columns {
+		if !slices.Contains(sourceColumns, c.name) && !slices.Contains(keys[t.name], c.name) {
+			list = append(list, c.name)
+		}
+	}
+	return list
+}
+
+func (sh *Shadow) table(name string) string {
+	return fmt.Sprintf("%s.replay_%s_%s", sh.s.cfg.Database, sh.run, name)
+}
+
+func (sh *Shadow) exec(ctx context.Context, doing, sql string, settings clickhouse.Settings) error {
+	if settings == nil {
+		settings = clickhouse.Settings{}
+	}
+	settings["async_insert"] = 0
+	if err := sh.s.conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), sql); err != nil {
+		return fmt.Errorf("%s: %w", doing, err)
+	}
+	return nil
+}
+
+// Exists tells whether an earlier run left its tables.
+func (sh *Shadow) Exists(ctx context.Context) (bool, error) {
+	var n uint64
+	err := sh.s.conn.QueryRow(ctx, fmt.Sprintf("SELECT count() FROM system.tables WHERE database = '%s' AND name = 'replay_%s_progress'", sh.s.cfg.Database, sh.run)).Scan(&n)
+	if err != nil {
+		return false, fmt.Errorf("looking for an interrupted replay: %w", err)
+	}
+	return n > 0, nil
+}
+
+// Create makes the tables, or leaves those that are there.
+func (sh *Shadow) Create(ctx context.Context) error {
+	for _, name := range TableNames() {
+		key := strings.Join(keys[name], ", ")
+		sql := fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s ENGINE = ReplacingMergeTree(version) ORDER BY (%s) AS SELECT * FROM %s.%s WHERE 0",
+			sh.table(name), key, sh.s.cfg.Database, name)
+		if err := sh.exec(ctx, "making the tables of the replay", sql, nil); err != nil {
+			return err
+		}
+	}
+	for name, columns := range map[string]string{
+		"scope": "conference_uid UUID",
+		// A partition of -1 tells the generation, once rows are being written.
+		"progress": "partition Int32, value UInt32, detail String",
+	} {
+		sql := fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s (%s) ENGINE = MergeTree ORDER BY tuple()", sh.table(name), columns)
+		if err := sh.exec(ctx, "making the tables of the replay", sql, nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Drop takes the tables away.
+func (sh *Shadow) Drop(ctx context.Context) error {
+	var errs []error
+	for _, name := range append([]string{"progress", "scope"}, TableNames()...) {
+		errs = append(errs, sh.exec(ctx, "dropping the tables of the replay", "DROP TABLE IF EXISTS "+sh.table(name)+" SYNC", nil))
+	}
+	return errors.Join(errs...)
+}
+
+// Insert adds rows, a slice of the row type of a table. Repeating it changes nothing.
+func (sh *Shadow) Insert(ctx context.Context, tableName string, rows any) error {
+	t, ok := tables[tableName]
+	v := reflect.ValueOf(rows)
+	if !ok || v.Kind() != reflect.Slice || v.Type().Elem() != t.row {
+		return fmt.Errorf("inserting %T into the replay's %s: wrong type of rows", rows, tableName)
+	}
+	if v.Len() == 0 {
+		return nil
+	}
+	statement := strings.Replace(t.insert, "%s."+t.name, sh.table(tableName), 1)
+	if err := sh.s.send(ctx, t, statement, clickhouse.Settings{"async_insert": 0, "max_partitions_per_insert_block": 0}, v); err != nil {
+		return fmt.Errorf("inserting %d rows into the replay's %s: %w", v.Len(), tableName, err)
+	}
+	return nil
+}
+
+// FinishPartition notes that all rows of a partition are in, and which conferences of it may be written. detail is handed
+// back by Progress.
+func (sh *Shadow) FinishPartition(ctx context.Context, partition int32, scope []uuid.UUID, detail string) error {
+	for chunk := range slices.Chunk(scope, 5000) {
+		values := make([]string, len(chunk))
+		for i, uid := range chunk {
+			values[i] = "('" + uid.String() + "')"
+		}
+		if err := sh.exec(ctx, "noting the conferences of the replay", fmt.Sprintf("INSERT INTO %s VALUES %s", sh.table("scope"), strings.Join(values, ",")), nil); err != nil {
+			return err
+		}
+	}
+	return sh.note(ctx, partition, 0, detail)
+}
+
+func (sh *Shadow) note(ctx context.Context, partition int32, value uint32, detail string) error {
+	return sh.exec(ctx, "noting the replay's progress", fmt.Sprintf("INSERT INTO %s SELECT %d, %d, '%s'", sh.table("progress"), partition, value, quoted(detail)), nil)
+}
+
+func quoted(s string) string { return strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) }
+
+// Progress returns the details of the partitions that are finished, and the generation if rows were being written (else 0).
+func (sh *Shadow) Progress(ctx context.Context) (finished map[int32]string, generation uint32, err error) {
+	rows, err := sh.s.conn.Query(ctx, fmt.Sprintf("SELECT partition, value, detail FROM %s", sh.table("progress")))
+	if err != nil {
+		return nil, 0, fmt.Errorf("reading the replay's progress: %w", err)
+	}
+	defer rows.Close()
+	finished = map[int32]string{}
+	for rows.Next() {
+		var partition int32
+		var value uint32
+		var detail string
+		if err := rows.Scan(&partition, &value, &detail); err != nil {
+			return nil, 0, fmt.Errorf("reading the replay's progress: %w", err)
+		}
+		if partition < 0 {
+			generation = max(generation, value)
+			continue
+		}
+		finished[partition] = detail
+	}
+	if err := rows.Err(); err != nil {
+		return nil, 0, fmt.Errorf("reading the replay's progress: %w", err)
+	}
+	return finished, generation, nil
+}
+
+// Generation returns the generation of this run's rows, one above all that were ever written, and keeps it for a resumed
+// run.
+func (sh *Shadow) Generation(ctx context.Context) (uint32, error) {
+	if _, generation, err := sh.Progress(ctx); err != nil || generation > 0 {
+		return generation, err
+	}
+	var parts []string
+	for _, name := range TableNames() {
+		version := "version"
+		if tables[name].summary() {
+			version = "bitShiftRight(version, 32)"
+		}
+		parts = append(parts, fmt.Sprintf("SELECT max(%s) AS g FROM %s.%s", version, sh.s.cfg.Database, name))
+	}
+	var highest uint64
+	if err := sh.s.conn.QueryRow(ctx, "SELECT max(g) FROM ("+strings.Join(parts, " UNION ALL ")+")").Scan(&highest); err != nil {
+		return 0, fmt.Errorf("looking for the newest replay generation: %w", err)
+	}
+	generation := uint32(highest) + 1
+	return generation, sh.note(ctx, -1, generation, "")
+}
+
+// summary tells whether a table's versions are made of generation and revision.
+func (t *table) summary() bool { return t.has("revision") }
+
+// Difference is what a replay would change in one table.
+type Difference struct {
+	Table                   string
+	Added, Changed, Removed uint64
+	Columns                 map[string]uint64 // rows that change, by column
+}
+
+// Rows is the number of rows that would be written.
+func (d Difference) Rows() uint64 { return d.Added + d.Changed + d.Removed }
+
+// sliceRows bounds what one comparison holds in the server's memory.
+const sliceRows = 500_000
+
+// Compare finds out what the run would change in a table.
+func (sh *Shadow) Compare(ctx context.Context, tableName string, w Window) (Difference, error) {
+	d := Difference{Table: tableName, Columns: map[string]uint64{}}
+	t := tables[tableName]
+	values := t.values()
+	selects := []string{
+		"countIf(n.replay_present = 1 AND o.replay_present = 0)", "countIf(n.replay_present = 1 AND o.replay_present = 1 AND (" + differs(values) + "))", "countIf(n.replay_present = 0 AND o.replay_present = 1)",
+	}
+	for _, c := range values {
+		selects = append(selects, fmt.Sprintf("countIf(n.replay_present = 1 AND o.replay_present = 1 AND %s)", columnDiffers(c)))
+	}
+	slicesCount, err := sh.slices(ctx, tableName, w)
+	if err != nil {
+		return d, err
+	}
+	for slice := range slicesCount {
+		sql := fmt.Sprintf("SELECT %s FROM (%s) AS n FULL OUTER JOIN (%s) AS o ON %s", strings.Join(selects, ", "),
+			sh.newRows(t, w, slice, slicesCount), sh.oldRows(t, w, slice, slicesCount), sameKey(tableName))
+		counts := make([]uint64, len(selects))
+		targets := make([]any, len(selects))
+		for i := range counts {
+			targets[i] = &counts[i]
+		}
+		if err := sh.s.conn.QueryRow(sh.compareContext(ctx), sql).Scan(targets...); err != nil {
+			return d, fmt.Errorf("comparing %s: %w", tableName, err)
+		}
+		d.Added, d.Changed, d.Removed = d.Added+counts[0], d.Changed+counts[1], d.Removed+counts[2]
+		for i, c := range values {
+			if n := counts[3+i]; n > 0 {
+				d.Columns[c] += n
+			}
+		}
+	}
+	return d, nil
+}
+
+func (sh *Shadow) compareContext(ctx context.Context) context.Context {
+	return clickhouse.Context(ctx, clickhouse.WithSettings(compareSettings()))
+}
+
+func compareSettings() clickhouse.Settings {
+	return clickhouse.Settings{
+		"join_use_nulls": 0, "join_algorithm": "hash", "final": 0, "max_execution_time": 0,
+		"do_not_merge_across_partitions_select_final": 0,
+	}
+}
+
+func (sh *Shadow) slices(ctx context.Context, tableName string, w Window) (int, error) {
+	var n uint64
+	if err := sh.s.conn.QueryRow(ctx, fmt.Sprintf("SELECT count() FROM %s", sh.table(tableName))).Scan(&n); err != nil {
+		return 0, fmt.Errorf("counting the replay's rows of %s: %w", tableName, err)
+	}
+	return int(n/sliceRows) + 1, nil
+}
+
+func (sh *Shadow) newRows(t *table, w Window, slice, of int) string {
+	return fmt.Sprintf("SELECT *, toUInt8(1) AS replay_present FROM %s FINAL WHERE %s AND %s", sh.table(t.name), sh.inScope(t, w), sliceOf(slice, of))
+}
+
+func (sh *Shadow) oldRows(t *table, w Window, slice, of int) string {
+	return fmt.Sprintf("SELECT *, toUInt8(1) AS replay_present FROM %s.%s FINAL WHERE %s AND %s", sh.s.cfg.Database, t.name, sh.inScope(t, w), sliceOf(slice, of))
+}
+
+func sliceOf(slice, of int) string {
+	if of == 1 {
+		return "1"
+	}
+	return fmt.Sprintf("cityHash64(app_id, %s) %% %d = %d", "conference_id", of, slice)
+}
+
+// inScope is the condition that a row may be replaced.
+func (sh *Shadow) inScope(t *table, w Window) string {
+	received := fmt.Sprintf("received_at >= fromUnixTimestamp64Milli(%d, 'UTC') AND received_at < fromUnixTimestamp64Milli(%d, 'UTC')", w.From, w.To)
+	if w.App != "" {
+		received += fmt.Sprintf(" AND app_id = '%s'", quoted(w.App))
+	}
+	conference := fmt.Sprintf("conference_uid IN (SELECT conference_uid FROM %s)", sh.table("scope"))
+	switch {
+	case !t.has("conference_uid"):
+		return received
+	case t.has("received_at"):
+		return fmt.Sprintf("(ifNull(%s, 0) OR (conference_uid IS NULL AND %s))", conference, received)
+	}
+	return conference
+}
+
+func sameKey(tableName string) string {
+	var parts []string
+	for _, k := range keys[tableName] {
+		parts = append(parts, fmt.Sprintf("n.%s = o.%s", k, k))
+	}
+	return strings.Join(parts, " AND ")
+}
+
+// columnDiffers compares NULLs as values. Nothing that is stored is NaN.
+func columnDiffers(c string) string { return fmt.Sprintf("NOT (n.%s IS NOT DISTINCT FROM o.%s)", c, c) }
+
+func differs(columns []string) string {
+	parts := make([]string, len(columns))
+	for i, c := range columns {
+		parts[i] = columnDiffers(c)
+	}
+	return strings.Join(parts, " OR ")
+}
+
+// Apply writes what Compare counted: rows that are new or differ, with the generation, and takes away those that the run
+// does not produce. Repeating it with the same generation changes nothing.
+func (sh *Shadow) Apply(ctx context.Context, tableName string, w Window, generation uint32) error {
+	t := tables[tableName]
+	version := fmt.Sprintf("toUInt64(%d)", generation)
+	revision := ""
+	if t.summary() {
+		version = fmt.Sprintf("bitShiftLeft(toUInt64(%d), 32) + ", generation)
+		revision = "revision"
+	}
+	var names []string
+	for _, c := range t.columns {
+		names = append(names, c.name)
+	}
+	row := func(side string, deleted int) string {
+		var list []string
+		for _, c := range t.columns {
+			switch c.name {
+			case "src_topic":
+				list = append(list, "'replay'")
+			case "version":
+				v := version
+				if revision != "" {
+					v += side + "." + revision
+				}
+				list = append(list, v)
+			case "is_deleted":
+				list = append(list, fmt.Sprintf("toUInt8(%d)", deleted))
+			default:
+				list = append(list, side+"."+c.name)
+			}
+		}
+		return strings.Join(list, ", ")
+	}
+	into := fmt.Sprintf("INSERT INTO %s.%s (%s) ", sh.s.cfg.Database, tableName, strings.Join(names, ", "))
+	count, err := sh.slices(ctx, tableName, w)
+	if err != nil {
+		return err
+	}
+	for slice := range count {
+		newRows, oldRows := sh.newRows(t, w, slice, count), sh.oldRows(t, w, slice, count)
+		// Removals come first: written rows are stored rows in the second statement's eyes.
+		for _, sql := range []string{
+			fmt.Sprintf("%sSELECT %s FROM (%s) AS o LEFT JOIN (%s) AS n ON %s WHERE n.replay_present = 0", into, row("o", 1), oldRows, newRows, sameKey(tableName)),
+			fmt.Sprintf("%sSELECT %s FROM (%s) AS n LEFT JOIN (%s) AS o ON %s WHERE o.replay_present = 0 OR %s", into, row("n", 0), newRows, oldRows, sameKey(tableName), differs(t.values())),
+		} {
+			settings := compareSettings()
+			settings["insert_deduplicate"] = 0 // a block that was once stored and then taken away must go in again
+			settings["max_partitions_per_insert_block"] = 0
+			if err := sh.exec(ctx, "writing "+tableName, sql, settings); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Conferences gives the stored conferences of a partition that begin in the window, in order of their first offsets.
+func (s *Store) Conferences(ctx context.Context, partition int32, w Window) ([]ConferenceSpan, error) {
+	where := fmt.Sprintf("src_partition = %d AND started_at >= fromUnixTimestamp64Milli(%d, 'UTC') AND started_at < fromUnixTimestamp64Milli(%d, 'UTC')", partition, w.From, w.To)
+	if w.App != "" {
+		where += fmt.Sprintf(" AND app_id = '%s'", quoted(w.App))
+	}
+	return s.spans(ctx, where)
+}
+
+// OpenConferences gives the stored conferences of a partition that began before a time and had a message at or after
+// another one.
+func (s *Store) OpenConferences(ctx context.Context, partition int32, began, heard Time) ([]ConferenceSpan, error) {
+	return s.spans(ctx, fmt.Sprintf("src_partition = %d AND started_at < fromUnixTimestamp64Milli(%d, 'UTC') AND last_message_at >= fromUnixTimestamp64Milli(%d, 'UTC')", partition, began, heard))
+}
+
+func (s *Store) spans(ctx context.Context, where string) ([]ConferenceSpan, error) {
+	rows, err := s.conn.Query(ctx, fmt.Sprintf("SELECT app_id, conference_id, conference_uid, first_raw_offset, last_raw_offset, started_at, last_message_at FROM %s.conferences_rows FINAL WHERE %s ORDER BY first_raw_offset", s.cfg.Database, where))
+	if err != nil {
+		return nil, fmt.Errorf("reading stored conferences: %w", err)
+	}
+	defer rows.Close()
+	var list []ConferenceSpan
+	for rows.Next() {
+		var c ConferenceSpan
+		var started, heard time.Time
+		if err := rows.Scan(&c.AppID, &c.ConferenceID, &c.ConferenceUID, &c.FirstRawOffset, &c.LastRawOffset, &started, &heard); err != nil {
+			return nil, fmt.Errorf("reading stored conferences: %w", err)
+		}
+		c.StartedAt, c.LastMessageAt = Time(started.UnixMilli()), Time(heard.UnixMilli())
+		list = append(list, c)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading stored conferences: %w", err)
+	}
+	return list, nil
+}
+
+// HasApp tells whether any conference, event or pre-call test of an app is stored.
+func (s *Store) HasApp(ctx context.Context, app string) (bool, error) {
+	for _, name := range []string{"conferences_rows", "events_rows", "precall_tests_rows"} {
+		var n uint64
+		if err := s.conn.QueryRow(ctx, fmt.Sprintf("SELECT count() FROM (SELECT 1 FROM %s.%s WHERE app_id = '%s' LIMIT 1)", s.cfg.Database, name, quoted(app))).Scan(&n); err != nil {
+			return false, fmt.Errorf("looking for app %s: %w", app, err)
+		}
+		if n > 0 {
+			return true, nil
+		}
+	}
+	return false, nil
+}
