@@ -74,6 +74,8 @@ var layers = []struct {
 	{"internal/app/", []string{"services/", "internal/", "proto/"}},
 	{"services/", []string{"internal/stage/", "internal/stream/", "internal/store/", "internal/apps/", "internal/quality/", "internal/config/", "proto/"}},
 	{"internal/stage/", []string{"internal/stage/", "internal/stream/", "proto/"}},
+	{"internal/replay/", []string{"services/", "internal/archive/", "internal/stage/", "internal/stream/", "internal/store/", "proto/"}},
+	{"internal/archive/", []string{"internal/stream/"}},
 	{"internal/apps/", []string{"internal/stream/", "internal/config/", "proto/"}},
 	{"internal/stream/", []string{"internal/stream/", "internal/config/"}},
 	{"internal/store/", []string{"internal/store/", "internal/config/"}},

@@ -13,8 +13,8 @@ const (
 	demoAppSecret = "synthetic-app-secret-01"
 )
 
-// registry makes the registry of the configured apps, with the demo app when asked for.
-func (s *settings) registry(demo bool) (*apps.Static, error) {
+// staticApps are the configured apps, with the demo app when asked for.
+func (s *settings) staticApps(demo bool) (*apps.Static, error) {
 	var list []*apps.App
 	var errs []error
 	configured := s.Apps

@@ -28,6 +28,7 @@ type process struct {
 	reg   *prometheus.Registry
 	group *group
 	demo  bool
+	local bool // everything runs in this process, so keys that nobody configured may be its own
 
 	// The settings of what is embedded are known when it runs; what an operator configured stays as it is.
 	kafka      stream.Config
@@ -165,6 +166,7 @@ func (c *cli) serve(ctx context.Context, s *settings, demo bool, start func(*pro
 
 // startAll starts everything in the order in which one depends on the other.
 func (p *process) startAll(ctx context.Context) error {
+	p.local = true
 	if p.embedsBroker() {
 		if err := p.startBroker(ctx); err != nil {
 			return err
@@ -250,12 +252,9 @@ func (p *process) connectStore(ctx context.Context) error {
 }
 
 func (p *process) startGateway(ctx context.Context) error {
-	registry, err := p.registry(p.demo)
+	registry, err := p.startRegistry(ctx)
 	if err != nil {
 		return err
-	}
-	if len(p.Apps) == 0 && !p.demo {
-		p.log.Warn("no apps are configured: nobody can sign in until the setting apps names one")
 	}
 	cfg := p.gatewayConfig()
 	if cfg.TokenKey == "" {
@@ -271,7 +270,7 @@ func (p *process) startGateway(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.group.start(ctx, service{name: "gateway", run: g.Run, ready: g.Ready, drain: cfg.DrainTimeout + 5*time.Second})
+	return p.group.start(ctx, service{name: "gateway", run: g.Run, ready: g.Ready, drain: cfg.DrainDelay + cfg.DrainTimeout + 5*time.Second})
 }
 
 func (p *process) startSink(ctx context.Context) error {

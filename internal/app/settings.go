@@ -30,6 +30,13 @@ type Config struct {
 	Summarizer StageConfig      `koanf:"summarizer"`
 	Sink       sink.Config      `koanf:"sink"`
 	Apps       []apps.Config    `koanf:"apps"`
+	Registry   RegistryConfig   `koanf:"registry"`
+}
+
+// RegistryConfig is of the apps that `callscope apps` keeps in Kafka, beside those of the setting apps.
+type RegistryConfig struct {
+	// MasterKey encrypts their secrets; the same on all gateways and wherever `callscope apps` is used.
+	MasterKey config.Secret `koanf:"master_key"`
 }
 
 // LogConfig says what is logged to standard error and how.
@@ -59,8 +66,9 @@ type ClickHouseConfig struct {
 
 // GatewayConfig is the gateway's, with its key as a secret.
 type GatewayConfig struct {
-	TokenKey       config.Secret `koanf:"token_key"`
-	gateway.Config `koanf:",squash"`
+	TokenKey         config.Secret `koanf:"token_key"`
+	PreviousTokenKey config.Secret `koanf:"previous_token_key"`
+	gateway.Config   `koanf:",squash"`
 }
 
 // StageConfig is what an operator may set of the enricher and the summarizer.
@@ -108,7 +116,8 @@ func defaultConfig() *Config {
 			MaxMessageBytes: 1 << 20, BudgetBytes: 256 << 20, WindowMessages: 64, WindowBytes: 256 << 10,
 			StoreTimeout: 4 * time.Second, JoinPatience: 3 * time.Second, ReadHeaderTimeout: 5 * time.Second,
 			ReadTimeout: 15 * time.Second, WriteTimeout: 5 * time.Second, IdleTimeout: 2 * time.Minute,
-			PingInterval: 20 * time.Second, DrainTimeout: 10 * time.Second,
+			PingInterval: 20 * time.Second, DrainTimeout: 10 * time.Second, DrainSpread: 5 * time.Second,
+			IPv4Bits: 24, IPv6Bits: 48, Limits: gateway.DefaultLimits(),
 		}},
 		Enricher:   StageConfig{SnapshotInterval: 10 * time.Second},
 		Summarizer: StageConfig{SnapshotInterval: 10 * time.Second},
@@ -212,8 +221,9 @@ func needEngine(s *settings) error {
 // needGateway is for commands that run the gateway. In `callscope all` there is only one, and it may make its own key.
 func needGateway(demo, alone bool) need {
 	return func(s *settings) error {
-		_, err := s.registry(demo)
-		err = errors.Join(err, s.gatewayConfig().Validate())
+		_, err := s.staticApps(demo)
+		_, keyErr := s.masterKey()
+		err = errors.Join(err, keyErr, s.gatewayConfig().Validate())
 		if demo && !isLoopback(s.Gateway.Addr) {
 			err = errors.Join(err, fmt.Errorf("gateway.addr: %q can be reached from elsewhere, and the secret of the --demo app is public; use 127.0.0.1:PORT or leave --demo out", s.Gateway.Addr))
 		}
@@ -227,6 +237,7 @@ func needGateway(demo, alone bool) need {
 func (s *settings) gatewayConfig() gateway.Config {
 	cfg := s.Gateway.Config
 	cfg.TokenKey = s.Gateway.TokenKey.Reveal()
+	cfg.PreviousTokenKey = s.Gateway.PreviousTokenKey.Reveal()
 	return cfg
 }
 

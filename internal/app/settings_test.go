@@ -75,7 +75,7 @@ func TestSecretsAreNotShown(t *testing.T) {
 func TestRegistry(t *testing.T) {
 	s := load(t, `apps=[{"id":"7","secrets":["x"],"origins":["https://a.example"]}]`)
 	for _, demo := range []bool{false, true} {
-		reg, err := s.registry(demo)
+		reg, err := s.staticApps(demo)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -90,7 +90,7 @@ func TestRegistry(t *testing.T) {
 			t.Errorf("demo app %+v", a)
 		}
 	}
-	if _, err := load(t, `apps=[{"id":"123456789","secrets":["x"]}]`).registry(true); err == nil || !strings.Contains(err.Error(), "apps: app 123456789 is there twice") {
+	if _, err := load(t, `apps=[{"id":"123456789","secrets":["x"]}]`).staticApps(true); err == nil || !strings.Contains(err.Error(), "apps: app 123456789 is there twice") {
 		t.Errorf("got %v", err)
 	}
 }

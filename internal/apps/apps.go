@@ -1,20 +1,17 @@
 // Package apps is the registry of apps, callscope's tenants: their secrets, public keys, allowed origins and settings.
 //
-// It answers who an app is and nothing else: it does not verify tokens (services/gateway/auth does) and holds no state
-// of calls. The registry here is made once from the configuration; whatever replaces it later answers the same Lookup.
+// Apps come from the configuration, which wins, and from the compacted topic callscope.apps.v1, which `callscope apps`
+// writes and every gateway follows. The package answers who an app is and nothing else: it does not verify tokens
+// (services/gateway/auth does) and holds no state of calls.
 package apps
 
 import (
 	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net"
-	"net/url"
 	"strconv"
 	"strings"
 )
@@ -29,6 +26,8 @@ type App struct {
 	// Origins are the origins (scheme://host[:port]) whose pages may sign in. Empty allows every origin, and none.
 	Origins  []string
 	Settings Settings
+	// TokenEpoch only grows. Access tokens issued under a smaller one have been revoked.
+	TokenEpoch uint64
 }
 
 // Settings are what the app's clients are told and what the app allows.
@@ -39,6 +38,9 @@ type Settings struct {
 	RESTTransport bool
 	// RequireExpiry refuses customer tokens without exp.
 	RequireExpiry bool
+	// StrictTokens accepts only customer tokens with jti and exp, and each of them once per gateway. callstats clients
+	// may present a token of the page's cache again, so it is off unless the customer's server makes one each time.
+	StrictTokens bool
 }
 
 // DefaultSettings are those of an app that sets nothing.
@@ -79,44 +81,6 @@ func (s Secret) String() string { return "[secret " + s.KeyID + "]" }
 // GoString hides the key from %#v.
 func (s Secret) GoString() string { return s.String() }
 
-// AllowsOrigin reports whether a page of this origin may sign in. Origins are compared as RFC 6454 says: scheme, host
-// and port, letters of scheme and host in any case, the default port written or not. With a list, a missing or opaque
-// ("null") origin is refused.
-func (a *App) AllowsOrigin(origin string) bool {
-	if len(a.Origins) == 0 {
-		return true
-	}
-	got, err := normalOrigin(origin)
-	if err != nil {
-		return false
-	}
-	for _, o := range a.Origins {
-		if want, err := normalOrigin(o); err == nil && got == want {
-			return true
-		}
-	}
-	return false
-}
-
-func normalOrigin(origin string) (string, error) {
-	u, err := url.Parse(origin)
-	if err != nil {
-		return "", err
-	}
-	host, port := strings.ToLower(u.Hostname()), u.Port()
-	if host == "" || u.User != nil || u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.Opaque != "" || strings.ContainsAny(origin, "?#") {
-		return "", fmt.Errorf("%q is not an origin: want scheme://host or scheme://host:port", origin)
-	}
-	scheme := strings.ToLower(u.Scheme)
-	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[scheme]
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return "", fmt.Errorf("%q is not an origin: no usable port", origin)
-	}
-	return scheme + "://" + net.JoinHostPort(host, port), nil
-}
-
 // Config describes one app in the configuration. Unset settings have their defaults.
 type Config struct {
 	ID                   string            `koanf:"id"`
@@ -128,6 +92,7 @@ type Config struct {
 	CollectSDP           *bool             `koanf:"collect_sdp"`
 	RESTTransport        *bool             `koanf:"rest_transport"`
 	RequireExpiry        *bool             `koanf:"require_expiry"`
+	StrictTokens         *bool             `koanf:"strict_tokens"`
 }
 
 // maxID is the largest number that JavaScript clients hold exactly; the id travels as a number in their tokens.
@@ -135,9 +100,8 @@ const maxID = 1<<53 - 1
 
 // New makes an app. The error names what is wrong, never a secret.
 func New(cfg Config) (*App, error) {
-	n, err := strconv.ParseUint(cfg.ID, 10, 64)
-	if err != nil || n == 0 || n > maxID || strconv.FormatUint(n, 10) != cfg.ID {
-		return nil, fmt.Errorf("app %q: the id must be a decimal number between 1 and %d without leading zeros", cfg.ID, uint64(maxID))
+	if err := CheckID(cfg.ID); err != nil {
+		return nil, err
 	}
 	a := &App{ID: cfg.ID, Name: cfg.Name, Origins: cfg.Origins, PublicKeys: make(map[string]*ecdsa.PublicKey), Settings: DefaultSettings()}
 	for i, s := range cfg.Secrets {
@@ -155,24 +119,41 @@ func New(cfg Config) (*App, error) {
 		a.PublicKeys[id] = key
 	}
 	for _, o := range cfg.Origins {
-		if _, err := normalOrigin(o); err != nil {
+		if _, err := NormalOrigin(o); err != nil {
 			return nil, fmt.Errorf("app %s: origins: %w", cfg.ID, err)
 		}
 	}
 	if v := cfg.SubmissionIntervalMS; v != nil {
-		// Clients poll every 5 s, so less gives nothing; without any value they would send n² messages.
-		if *v < 1000 || *v > 3600_000 {
-			return nil, fmt.Errorf("app %s: submission_interval_ms: %d is not between 1000 and 3600000", cfg.ID, *v)
+		if err := checkInterval(*v); err != nil {
+			return nil, fmt.Errorf("app %s: submission_interval_ms: %w", cfg.ID, err)
 		}
 		a.Settings.SubmissionIntervalMS = *v
 	}
 	set(&a.Settings.CollectSDP, cfg.CollectSDP)
 	set(&a.Settings.RESTTransport, cfg.RESTTransport)
 	set(&a.Settings.RequireExpiry, cfg.RequireExpiry)
+	set(&a.Settings.StrictTokens, cfg.StrictTokens)
 	if len(a.Secrets) == 0 && len(a.PublicKeys) == 0 {
 		return nil, fmt.Errorf("app %s: has neither a secret nor a public key, so nobody could sign in", cfg.ID)
 	}
 	return a, nil
+}
+
+// CheckID returns an error for what is no app id: a decimal number as text that JavaScript can hold.
+func CheckID(id string) error {
+	n, err := strconv.ParseUint(id, 10, 64)
+	if err != nil || n == 0 || n > maxID || strconv.FormatUint(n, 10) != id {
+		return fmt.Errorf("app %q: the id must be a decimal number between 1 and %d without leading zeros", id, uint64(maxID))
+	}
+	return nil
+}
+
+// checkInterval: clients poll every 5 s, so less gives nothing; without any value they would send n² messages.
+func checkInterval(ms int) error {
+	if ms < 1000 || ms > 3600_000 {
+		return fmt.Errorf("%d is not between 1000 and 3600000", ms)
+	}
+	return nil
 }
 
 func set[T any](dst, v *T) {
@@ -187,15 +168,7 @@ func ParsePublicKey(text []byte) (*ecdsa.PublicKey, error) {
 	if block == nil || block.Type != "PUBLIC KEY" {
 		return nil, errors.New(`no PEM block "PUBLIC KEY"`)
 	}
-	parsed, err := x509.ParsePKIXPublicKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("reading the key: %w", err)
-	}
-	key, ok := parsed.(*ecdsa.PublicKey)
-	if !ok || key.Curve != elliptic.P256() {
-		return nil, errors.New("not an ECDSA key on P-256, which ES256 needs")
-	}
-	return key, nil
+	return parsePKIX(block.Bytes)
 }
 
 // Static is a registry that never changes.

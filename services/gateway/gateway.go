@@ -16,15 +16,19 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/callscope/callscope/services/gateway/auth"
+	"github.com/callscope/callscope/services/gateway/dialects/callscopev1"
 	"github.com/callscope/callscope/services/gateway/dialects/callstatsrest"
 	"github.com/callscope/callscope/services/gateway/dialects/callstatsws"
 	"github.com/callscope/callscope/services/gateway/intake"
+	"github.com/callscope/callscope/services/gateway/limits"
 )
 
 // Gateway is one gateway. It runs once.
@@ -32,10 +36,15 @@ type Gateway struct {
 	cfg    Config
 	log    *slog.Logger
 	intake *intake.Intake
+	limits *limits.Limiter
 	rest   *callstatsrest.Handler
 	ws     *callstatsws.Handler
-	addr   atomic.Pointer[string] // while listening
-	state  atomic.Pointer[error]  // why it is not ready; nil inside while it is
+	own    *callscopev1.Handler
+	// proxies are trusted to say whom they forward.
+	proxies networks
+	refused *prometheus.CounterVec // reason
+	addr    atomic.Pointer[string] // while listening
+	state   atomic.Pointer[error]  // why it is not ready; nil inside while it is
 }
 
 var (
@@ -57,7 +66,11 @@ func New(cfg Config, registry auth.Registry, producer intake.Producer, log *slog
 			return nil, fmt.Errorf("making a token key: %w", err)
 		}
 	}
-	tokens, err := auth.NewTokens(key)
+	var previous [][]byte
+	if cfg.PreviousTokenKey != "" {
+		previous = append(previous, []byte(cfg.PreviousTokenKey))
+	}
+	tokens, err := auth.NewTokens(registry, key, previous...)
 	if err != nil {
 		return nil, err
 	}
@@ -69,15 +82,24 @@ func New(cfg Config, registry auth.Registry, producer intake.Producer, log *slog
 	if err != nil {
 		return nil, err
 	}
+	in.Mask(cfg.IPv4Bits, cfg.IPv6Bits)
+	proxies, err := parseNetworks(cfg.TrustedProxies)
+	if err != nil {
+		return nil, err
+	}
+	limiter := limits.New(cfg.Limits)
 	g := &Gateway{
-		cfg:    cfg,
-		log:    log,
-		intake: in,
+		cfg:     cfg,
+		log:     log,
+		intake:  in,
+		limits:  limiter,
+		proxies: proxies,
 		rest: callstatsrest.New(callstatsrest.Config{
 			PublicURL:    cfg.PublicURL,
 			MaxBodyBytes: cfg.MaxMessageBytes,
 			StoreTimeout: cfg.StoreTimeout,
 			JoinPatience: cfg.JoinPatience,
+			Limits:       limiter,
 		}, authenticator, tokens, in, log),
 		ws: callstatsws.New(callstatsws.Config{
 			MaxFrameBytes:  cfg.MaxMessageBytes,
@@ -86,10 +108,25 @@ func New(cfg Config, registry auth.Registry, producer intake.Producer, log *slog
 			StoreTimeout:   cfg.StoreTimeout,
 			WriteTimeout:   cfg.WriteTimeout,
 			PingInterval:   cfg.PingInterval,
+			DrainSpread:    cfg.DrainSpread,
+			Limits:         limiter,
 		}, tokens, in, log),
 	}
 	g.state.Store(&errNotStarted)
-	if err := registerMetrics(reg, g.ws.Open, g.Ready); err != nil {
+	g.own, err = callscopev1.New(callscopev1.Config{
+		MaxFrameBytes:  cfg.MaxMessageBytes,
+		WindowMessages: cfg.WindowMessages,
+		WindowBytes:    cfg.WindowBytes,
+		StoreTimeout:   cfg.StoreTimeout,
+		WriteTimeout:   cfg.WriteTimeout,
+		PingInterval:   cfg.PingInterval,
+		Limits:         limiter,
+	}, registry, authenticator, tokens, in, log, reg)
+	if err != nil {
+		return nil, err
+	}
+	g.refused, err = registerMetrics(reg, func() int64 { return g.ws.Open() + g.own.Open() }, g.Ready)
+	if err != nil {
 		return nil, err
 	}
 	return g, nil
@@ -108,8 +145,13 @@ func (g *Gateway) Ready() error { return *g.state.Load() }
 
 // ServeHTTP serves every dialect; the path tells which.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	r.RemoteAddr = g.proxies.clientAddr(r)
 	if strings.HasSuffix(r.URL.Path, callstatsws.Path) {
 		g.ws.ServeHTTP(w, r)
+		return
+	}
+	if r.URL.Path == callscopev1.Path {
+		g.own.ServeHTTP(w, r)
 		return
 	}
 	g.rest.ServeHTTP(w, r)
@@ -118,6 +160,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // Run listens until ctx ends, then refuses new clients, finishes what was received, closes the WebSockets and returns
 // nil. An error means that it could not listen, or that listening ended by itself.
 func (g *Gateway) Run(ctx context.Context) error {
+	if err := g.intake.OpenLocations(g.cfg.CountryFile, g.cfg.NetworkFile); err != nil {
+		return err
+	}
+	defer g.intake.CloseLocations()
 	listener, err := g.listen(ctx)
 	if err != nil {
 		return err
@@ -145,6 +191,14 @@ func (g *Gateway) Run(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	g.state.Store(&errDraining)
+	if err == nil && g.cfg.DrainDelay > 0 {
+		g.log.Info("gateway is no longer ready and stops listening after gateway.drain_delay", "drain_delay", g.cfg.DrainDelay)
+		select {
+		case <-time.After(g.cfg.DrainDelay):
+		case err = <-served:
+			err = fmt.Errorf("serving clients on %s: %w", addr, err)
+		}
+	}
 	g.addr.Store(nil)
 	g.drain(context.WithoutCancel(ctx), server)
 	if err == nil {
@@ -163,7 +217,10 @@ func (g *Gateway) drain(ctx context.Context, server *http.Server) {
 	sockets := make(chan struct{})
 	go func() {
 		defer close(sockets)
-		g.ws.Drain()
+		var own sync.WaitGroup
+		own.Go(g.own.Drain)
+		g.ws.Drain(ctx)
+		own.Wait()
 	}()
 	if err := server.Shutdown(ctx); err != nil {
 		g.log.Warn("requests were still running at the end of the drain", "error", err)
@@ -182,17 +239,18 @@ func (g *Gateway) listen(ctx context.Context) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listening for clients on %s (gateway.addr): %w", g.cfg.Addr, err)
 	}
+	listener = &guarded{listener, g.refuseConnection, func(reason string) { g.refused.WithLabelValues(reason).Inc() }}
 	if g.cfg.TLSCertFile == "" {
 		return listener, nil
 	}
-	cert, err := tls.LoadX509KeyPair(g.cfg.TLSCertFile, g.cfg.TLSKeyFile)
-	if err != nil {
+	cert := &keyPair{certFile: g.cfg.TLSCertFile, keyFile: g.cfg.TLSKeyFile, log: g.log}
+	if err := cert.load(); err != nil {
 		_ = listener.Close() // nothing was accepted
-		return nil, fmt.Errorf("loading gateway.tls_cert_file and gateway.tls_key_file: %w", err)
+		return nil, err
 	}
 	return tls.NewListener(listener, &tls.Config{
-		Certificates: []tls.Certificate{cert},
-		MinVersion:   tls.VersionTLS12,
-		NextProtos:   []string{"http/1.1"},
+		GetCertificate: cert.get,
+		MinVersion:     tls.VersionTLS12,
+		NextProtos:     []string{"http/1.1"},
 	}), nil
 }

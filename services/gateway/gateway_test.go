@@ -37,7 +37,13 @@ import (
 	v1 "github.com/callscope/callscope/proto/callscope/v1"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(benchServerEnv) != "" { // the server process of a benchmark
+		benchServer()
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 const (
 	appID    = "123456789"
@@ -146,7 +152,7 @@ func start(t testing.TB, change func(*Config)) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := Config{Addr: "127.0.0.1:0", TokenKey: tokenKey}
+	cfg := Config{Addr: "127.0.0.1:0", TokenKey: tokenKey, DrainSpread: 20 * time.Millisecond}
 	if change != nil {
 		change(&cfg)
 	}
@@ -668,7 +674,9 @@ func TestExpiredToken(t *testing.T) {
 func (r *running) expiredToken() string {
 	r.t.Helper()
 	mac := hmacSHA256([]byte(tokenKey), []byte("callscope access token"))
-	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"appID": 123456789, "userID": "alice", "jti": "x", "exp": time.Now().Add(-time.Minute).Unix()}).SignedString(mac)
+	unsigned := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"appID": 123456789, "userID": "alice", "jti": "x", "exp": time.Now().Add(-time.Minute).Unix()})
+	unsigned.Header["kid"] = fmt.Sprintf("%x", hmacSHA256(mac, []byte("callscope key id"))[:6])
+	token, err := unsigned.SignedString(mac)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -730,6 +738,11 @@ func TestBudget(t *testing.T) {
 		c.MaxMessageBytes, c.BudgetBytes = 64<<10, 64<<10
 	})
 	token := r.signIn("alice", appID)
+	early, err := net.Dial("tcp", r.Addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer early.Close()
 	r.broker.down()
 	first := make(chan error, 1)
 	body := `{"eventType":"x","a":"` + strings.Repeat("x", 60<<10) + `"}`
@@ -746,11 +759,19 @@ func TestBudget(t *testing.T) {
 		}
 		return nil
 	})
-	if a, err := r.try("POST", "/v1/apps/123456789/conferences/room/u/x", token, body); err == nil {
-		t.Errorf("answered %d %s without room", a.status, a.body)
+	// Who is connected is served while there is room, new connections are not let in before that.
+	fmt.Fprintf(early, "POST /v1/apps/123456789/conferences/room/u/x HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s", token, len(body), body)
+	if text, err := io.ReadAll(early); len(text) > 0 {
+		t.Errorf("answered %q (%v) without room", text, err)
 	}
-	if n := r.outcomes("shed", "memory"); n < 1 {
+	if n := r.outcomes("shed", "memory"); n != 1 {
 		t.Errorf("counted %v shed", n)
+	}
+	if a, err := r.try("GET", "/clockSync", "", ""); err == nil {
+		t.Errorf("a new connection was let in: %d %s", a.status, a.body)
+	}
+	if n := r.metric("callscope_gateway_refused_connections_total", "reason", "budget"); n < 1 {
+		t.Errorf("counted %v refused connections", n)
 	}
 	r.broker.recover()
 	if err := <-first; err != nil {

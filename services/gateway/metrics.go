@@ -8,11 +8,17 @@ import (
 )
 
 // registerMetrics registers what concerns the gateway as a whole; messages are counted by intake, sign-ins by auth.
-func registerMetrics(reg prometheus.Registerer, openSockets func() int64, ready func() error) error {
+// It returns the counter of refused connections, by reason.
+func registerMetrics(reg prometheus.Registerer, openSockets func() int64, ready func() error) (*prometheus.CounterVec, error) {
+	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "callscope_gateway_refused_connections_total",
+		Help: "Connections closed unused: 80 % of the memory budget is taken (budget), or too many from one address (rate).",
+	}, []string{"reason"})
 	if reg == nil {
-		return nil
+		return refused, nil
 	}
 	err := errors.Join(
+		reg.Register(refused),
 		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "callscope_gateway_websocket_connections",
 			Help: "Open WebSocket connections.",
@@ -28,7 +34,7 @@ func registerMetrics(reg prometheus.Registerer, openSockets func() int64, ready 
 		})),
 	)
 	if err != nil {
-		return fmt.Errorf("registering the gateway's counters: %w", err)
+		return nil, fmt.Errorf("registering the gateway's counters: %w", err)
 	}
-	return nil
+	return refused, nil
 }

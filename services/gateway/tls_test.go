@@ -25,7 +25,7 @@ import (
 )
 
 // certificate writes a self-signed certificate for 127.0.0.1 and returns the files and a pool that trusts it.
-func certificate(t *testing.T) (certFile, keyFile string, pool *x509.CertPool) {
+func certificate(t testing.TB) (certFile, keyFile string, pool *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

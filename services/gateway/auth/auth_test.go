@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,9 +27,42 @@ import (
 	"github.com/callscope/callscope/internal/apps"
 )
 
-func newTokens(t testing.TB) *Tokens {
+// changing is a registry that tests change.
+type changing struct {
+	mu   sync.Mutex
+	apps map[string]*apps.App
+}
+
+func knowing(list ...*apps.App) *changing {
+	c := &changing{apps: make(map[string]*apps.App)}
+	for _, a := range list {
+		c.set(a)
+	}
+	return c
+}
+
+func (c *changing) set(a *apps.App) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.apps[a.ID] = a
+}
+
+func (c *changing) remove(appID string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.apps, appID)
+}
+
+func (c *changing) Lookup(appID string) (*apps.App, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a, ok := c.apps[appID]
+	return a, ok
+}
+
+func newTokens(t testing.TB, registry Registry) *Tokens {
 	t.Helper()
-	tokens, err := NewTokens([]byte("0123456789abcdef"))
+	tokens, err := NewTokens(registry, []byte("0123456789abcdef"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,12 +100,12 @@ type reporter interface {
 
 // TestAccessTokenForAnyUser: whatever the user is called, old clients can read the token, and we take it back.
 func TestAccessTokenForAnyUser(t *testing.T) {
-	tokens := newTokens(t)
 	app := &apps.App{ID: "123456789", Settings: apps.DefaultSettings()}
+	tokens := newTokens(t, knowing(app))
 	user := rapid.OneOf(rapid.StringN(1, 64, 256), rapid.StringOf(rapid.SampledFrom([]rune("~>?-_\x7f!*'() %@é😀"))))
 	rapid.Check(t, func(rt *rapid.T) {
 		name := user.Draw(rt, "user")
-		token, issued, err := tokens.Issue(app, name)
+		token, issued, err := tokens.Issue(app, name, "")
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -79,7 +113,7 @@ func TestAccessTokenForAnyUser(t *testing.T) {
 		if decoded, err := url.PathUnescape(claims["userID"].(string)); err != nil || decoded != name {
 			rt.Fatalf("userID %q of %q", claims["userID"], name)
 		}
-		got, err := tokens.Verify(token)
+		got, err := tokens.Verify(token, "")
 		if err != nil || got != issued || got.UserID != name {
 			rt.Fatalf("verified as %+v (%v), issued %+v", got, err, issued)
 		}
@@ -89,7 +123,7 @@ func TestAccessTokenForAnyUser(t *testing.T) {
 // TestAccessTokenClaims checks what wire 2.4 says a client reads.
 func TestAccessTokenClaims(t *testing.T) {
 	app := &apps.App{ID: "123456789", Settings: apps.Settings{SubmissionIntervalMS: 20000, CollectSDP: true}}
-	token, issued, err := newTokens(t).Issue(app, "alice@example.test/~")
+	token, issued, err := newTokens(t, knowing(app)).Issue(app, "alice@example.test/~", "https://é.example")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,33 +153,34 @@ func TestAccessTokenClaims(t *testing.T) {
 
 func TestAccessTokenExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tokens := newTokens(t)
-		token, _, err := tokens.Issue(&apps.App{ID: "1"}, "alice")
+		tokens := newTokens(t, knowing(&apps.App{ID: "1"}))
+		token, _, err := tokens.Issue(&apps.App{ID: "1"}, "alice", "")
 		if err != nil {
 			t.Fatal(err)
 		}
 		<-time.After(2*time.Hour - 2*time.Second)
-		if _, err := tokens.Verify(token); err != nil {
+		if _, err := tokens.Verify(token, ""); err != nil {
 			t.Errorf("refused before its time: %v", err)
 		}
 		<-time.After(4 * time.Second)
-		if _, err := tokens.Verify(token); !errors.Is(err, ErrExpired) {
+		if _, err := tokens.Verify(token, ""); !errors.Is(err, ErrExpired) {
 			t.Errorf("error %v, want ErrExpired", err)
 		}
 	})
 }
 
 func TestVerifyRefuses(t *testing.T) {
-	tokens := newTokens(t)
-	good, _, err := tokens.Issue(&apps.App{ID: "1"}, "alice")
+	registry := knowing(&apps.App{ID: "1"})
+	tokens := newTokens(t, registry)
+	good, _, err := tokens.Issue(&apps.App{ID: "1"}, "alice", "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := NewTokens([]byte("another key, as long"))
+	other, err := NewTokens(registry, []byte("another key, as long"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	foreign, _, err := other.Issue(&apps.App{ID: "1"}, "alice")
+	foreign, _, err := other.Issue(&apps.App{ID: "1"}, "alice", "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,17 +188,29 @@ func TestVerifyRefuses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	eternal, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"appID": 1, "userID": "alice"}).SignedString(tokens.tokenKey)
-	if err != nil {
-		t.Fatal(err)
+	byUs := func(kid any, key []byte, claims jwt.MapClaims) string {
+		unsigned := jwt.NewWithClaims(jwt.SigningMethodHS256, claims)
+		unsigned.Header["kid"] = kid
+		token, err := unsigned.SignedString(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token
 	}
+	live := jwt.MapClaims{"appID": 1, "userID": "alice", "exp": time.Now().Add(time.Hour).Unix()}
+	current := tokens.keys[tokens.current]
+	if _, err := tokens.Verify(byUs(tokens.current, current, live), ""); err != nil {
+		t.Fatalf("the good one: %v", err)
+	}
+	eternal := byUs(tokens.current, current, jwt.MapClaims{"appID": 1, "userID": "alice"})
 	// The key that a gateway signs conference handles with, and the configured one, sign no tokens.
-	handle, err := jwt.NewWithClaims(jwt.SigningMethodHS256, jwt.MapClaims{"appID": 1, "userID": "alice", "exp": time.Now().Add(time.Hour).Unix()}).SignedString([]byte("0123456789abcdef"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	handle := byUs(tokens.current, []byte("0123456789abcdef"), live)
 	cases := map[string]string{
 		"empty": "", "no token": "stub", "two segments": "a.b", "foreign key": foreign, "alg none": none, "no exp": eternal, "configured key": handle,
+		"no kid": byUs(nil, current, live), "unknown kid": byUs("x", current, live), "kid of another type": byUs(7, current, live),
+		"signed with the handle key": byUs(tokens.current, tokens.handleKey, live),
+		"unknown app":                byUs(tokens.current, current, jwt.MapClaims{"appID": 2, "userID": "alice", "exp": time.Now().Add(time.Hour).Unix()}),
+		"line break":                 good[:20] + "\n" + good[20:], "padding": good + "=", "user id is no escape": byUs(tokens.current, current, jwt.MapClaims{"appID": 1, "userID": "%zz", "exp": time.Now().Add(time.Hour).Unix()}),
 		"longer": good + "x", "many dots": strings.Repeat(".", 1<<20), "payload changed": strings.Replace(good, ".e", ".f", 1),
 	}
 	for i := range len(good) {
@@ -172,14 +219,14 @@ func TestVerifyRefuses(t *testing.T) {
 		}
 	}
 	for name, token := range cases {
-		if id, err := tokens.Verify(token); !errors.Is(err, ErrInvalid) {
+		if id, err := tokens.Verify(token, ""); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%s: %+v, %v", name, id, err)
 		}
 	}
 }
 
 func TestUcID(t *testing.T) {
-	a, b := newTokens(t), newTokens(t)
+	a, b := newTokens(t, knowing()), newTokens(t, knowing())
 	id := a.UcID("1", "Demo room / 1 😀")
 	if id != b.UcID("1", "Demo room / 1 😀") {
 		t.Error("two gateways with one key disagree")
@@ -201,12 +248,16 @@ func clientToken(secret, payload string) string {
 	return head + "." + enc.EncodeToString(mac.Sum(nil))
 }
 
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
+
 type fixture struct {
 	*Authenticator
 	log  *bytes.Buffer
 	key  *ecdsa.PrivateKey
 	reg  *prometheus.Registry
 	apps []*apps.App
+	// registry has the apps; tests change it.
+	registry *changing
 }
 
 func newFixture(t testing.TB) *fixture {
@@ -228,12 +279,10 @@ func newFixture(t testing.TB) *fixture {
 			PublicKeys: map[string]*ecdsa.PublicKey{"0102030405060709": &key.PublicKey}, Settings: apps.DefaultSettings()},
 		{ID: "2", Secrets: []apps.Secret{secret("second")}, Origins: []string{"https://app.example.test"}, Settings: apps.DefaultSettings()},
 		{ID: "3", PublicKeys: map[string]*ecdsa.PublicKey{"k": &key.PublicKey}, Settings: apps.Settings{RequireExpiry: true}},
+		{ID: "4", PublicKeys: map[string]*ecdsa.PublicKey{"s": &key.PublicKey}, Settings: apps.Settings{StrictTokens: true}},
 	}
-	registry, err := apps.NewStatic(f.apps...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Authenticator, err = NewAuthenticator(registry, newTokens(t), slog.New(slog.NewTextHandler(f.log, nil)), f.reg)
+	f.registry = knowing(f.apps...)
+	f.Authenticator, err = NewAuthenticator(f.registry, newTokens(t, f.registry), slog.New(slog.NewTextHandler(f.log, nil)), f.reg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -264,7 +313,8 @@ func TestSignIn(t *testing.T) {
 		{"allowed origin", "a@2", clientToken("second", `{"userID":"a","appID":2}`), "https://app.example.test", "a"},
 		{"customer token", "alice@123456789", f.customerToken(t, jwt.MapClaims{"userID": "alice", "appID": 123456789, "keyID": "0102030405060709", "iat": now, "nbf": now - 300, "exp": now + 300, "jti": "x"}), "", "alice"},
 		{"customer token, app id as text", "alice@123456789", f.customerToken(t, jwt.MapClaims{"userID": "alice", "appID": "123456789", "keyID": "0102030405060709"}), "", "alice"},
-		{"customer token within the leeway", "alice@123456789", f.customerToken(t, jwt.MapClaims{"userID": "alice", "appID": 123456789, "keyID": "0102030405060709", "exp": now - 30, "nbf": now + 30}), "", "alice"},
+		{"customer token that has just expired", "alice@123456789", f.customerToken(t, jwt.MapClaims{"userID": "alice", "appID": 123456789, "keyID": "0102030405060709", "exp": now - 30}), "", "alice"},
+		{"customer token for in a moment", "alice@123456789", f.customerToken(t, jwt.MapClaims{"userID": "alice", "appID": 123456789, "keyID": "0102030405060709", "iat": now + 30, "nbf": now + 30, "exp": float64(now) + 300.5}), "", "alice"},
 		{"customer token with a number as jti", "alice@123456789", f.customerToken(t, jwt.MapClaims{"userID": "alice", "appID": 123456789, "keyID": "0102030405060709", "jti": 42}), "", "alice"},
 		{"required expiry", "alice@3", f.customerToken(t, jwt.MapClaims{"userID": "alice", "appID": 3, "keyID": "k", "exp": now + 300}), "", "alice"},
 	} {
@@ -273,13 +323,13 @@ func TestSignIn(t *testing.T) {
 			t.Errorf("%s: refused; log: %s", tc.name, f.log)
 			continue
 		}
-		id, err := f.tokens.Verify(grant.Token)
+		id, err := f.tokens.Verify(grant.Token, tc.origin)
 		if err != nil || id.UserID != tc.user || id.AppID != tc.clientID[strings.LastIndex(tc.clientID, "@")+1:] {
 			t.Errorf("%s: token of %+v, %v", tc.name, id, err)
 		}
 	}
-	if n := testutil.ToFloat64(f.signIns.WithLabelValues("customer_token", "granted", "")); n != 5 {
-		t.Errorf("counted %v grants by customer token, want 5", n)
+	if n := testutil.ToFloat64(f.signIns.WithLabelValues("customer_token", "granted", "")); n != 6 {
+		t.Errorf("counted %v grants by customer token, want 6", n)
 	}
 	if n := testutil.ToFloat64(f.signIns.WithLabelValues("app_secret", "granted", "")); n != 7 {
 		t.Errorf("counted %v grants by app secret, want 7", n)
@@ -370,7 +420,7 @@ func TestSignInRefuses(t *testing.T) {
 		{"other customer user", "bob@123456789", customer(func(jwt.MapClaims) {}), "claims"},
 		{"expired and of another user", "bob@123456789", customer(func(c jwt.MapClaims) { c["exp"] = now - 61 }), "claims"},
 		{"not yet valid", "alice@123456789", customer(func(c jwt.MapClaims) { c["nbf"] = now + 90 }), "not_yet_valid"},
-		{"sample of the spec: nbf is exp", "alice@123456789", customer(func(c jwt.MapClaims) { c["nbf"], c["exp"] = now+120, now+120 }), "not_yet_valid"},
+		{"sample of the spec: nbf is exp", "alice@123456789", customer(func(c jwt.MapClaims) { c["nbf"], c["exp"] = now+120, now+120 }), "claims"},
 		{"exp is a word", "alice@123456789", customer(func(c jwt.MapClaims) { c["exp"] = "soon" }), "malformed_code"},
 		{"expiry required", "alice@3", f.customerToken(t, jwt.MapClaims{"userID": "alice", "appID": 3, "keyID": "k"}), "claims"},
 	} {
@@ -401,6 +451,14 @@ func TestSignInRefuses(t *testing.T) {
 // refused is the number of refusals for a reason, whatever the method.
 func (f *fixture) refused(t *testing.T, reason string) float64 {
 	t.Helper()
+	return f.counted(t, func(labels map[string]string) bool {
+		return labels["outcome"] == "refused" && labels["reason"] == reason
+	})
+}
+
+// counted adds up the sign-ins with the labels that count.
+func (f *fixture) counted(t *testing.T, counts func(labels map[string]string) bool) float64 {
+	t.Helper()
 	families, err := f.reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -412,7 +470,7 @@ func (f *fixture) refused(t *testing.T, reason string) float64 {
 			for _, l := range m.GetLabel() {
 				labels[l.GetName()] = l.GetValue()
 			}
-			if labels["outcome"] == "refused" && labels["reason"] == reason {
+			if counts(labels) {
 				total += m.GetCounter().GetValue()
 			}
 		}
@@ -439,18 +497,19 @@ func FuzzSignIn(f *testing.F) {
 }
 
 func FuzzVerify(f *testing.F) {
-	tokens := newTokens(f)
-	other, err := NewTokens([]byte("fedcba9876543210"))
+	registry := knowing(&apps.App{ID: "1"})
+	tokens := newTokens(f, registry)
+	other, err := NewTokens(registry, []byte("fedcba9876543210"))
 	if err != nil {
 		f.Fatal(err)
 	}
-	token, _, err := other.Issue(&apps.App{ID: "1"}, "alice")
+	token, _, err := other.Issue(&apps.App{ID: "1"}, "alice", "")
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(token)
 	f.Fuzz(func(t *testing.T, token string) {
-		if id, err := tokens.Verify(token); err == nil {
+		if id, err := tokens.Verify(token, ""); err == nil {
 			t.Fatalf("verified as %+v", id)
 		}
 	})

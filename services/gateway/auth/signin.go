@@ -1,9 +1,9 @@
 package auth
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -49,27 +49,38 @@ type Authenticator struct {
 	signIns  *prometheus.CounterVec // method, outcome, reason
 
 	secretParser, customerParser *jwt.Parser
-	dummyKey                     []byte
+	replays                      replays
+
+	// What unknown apps and keys are checked with, so that they take as long as known ones. Nobody can sign with them.
+	dummyKey    []byte
+	dummyPublic *ecdsa.PublicKey
 }
 
 // NewAuthenticator registers its counters with reg, which may be nil.
 func NewAuthenticator(registry Registry, tokens *Tokens, log *slog.Logger, reg prometheus.Registerer) (*Authenticator, error) {
+	options := []jwt.ParserOption{jwt.WithLeeway(leeway), jwt.WithIssuedAt(), jwt.WithStrictDecoding()}
 	a := &Authenticator{
 		registry: registry,
 		tokens:   tokens,
 		log:      log,
 		signIns: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "callscope_gateway_sign_ins_total",
-			Help: "Sign-ins by method (app_secret, customer_token, none), outcome (granted, refused) and reason.",
+			Help: "Sign-ins by method (app_secret, customer_token, proof, none), outcome (granted, refused) and reason.",
 		}, []string{"method", "outcome", "reason"}),
 		// App-secret tokens have neither exp nor iat; where one of them has, it counts.
-		secretParser:   jwt.NewParser(jwt.WithValidMethods([]string{"HS256"}), jwt.WithLeeway(leeway)),
-		customerParser: jwt.NewParser(jwt.WithValidMethods([]string{"ES256"}), jwt.WithLeeway(leeway)),
+		secretParser:   jwt.NewParser(append(options, jwt.WithValidMethods([]string{"HS256"}))...),
+		customerParser: jwt.NewParser(append(options, jwt.WithValidMethods([]string{"ES256"}))...),
+		replays:        replays{until: make(map[string]time.Time)},
 		dummyKey:       make([]byte, 32),
 	}
 	if _, err := rand.Read(a.dummyKey); err != nil {
 		return nil, fmt.Errorf("making the key that unknown apps are checked with: %w", err)
 	}
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("making the key that unknown apps are checked with: %w", err)
+	}
+	a.dummyPublic = &private.PublicKey
 	if reg != nil {
 		if err := reg.Register(a.signIns); err != nil {
 			return nil, fmt.Errorf("registering the sign-in counter: %w", err)
@@ -88,88 +99,117 @@ var (
 	errClaims       = errors.New("claims")
 	errTokenExpired = errors.New("expired")
 	errNotYet       = errors.New("not_yet_valid")
+	errReplayed     = errors.New("replayed")
+	errReplayCache  = errors.New("replay_cache_full")
 	errOrigin       = errors.New("origin")
 	errInternal     = errors.New("internal")
 )
 
-// SignIn checks the form fields client_id ("<userID>@<appID>", decoded) and code (a JWT) of a client on a page of the
-// given origin. Exactly one of grant and refusal is set.
-func (a *Authenticator) SignIn(clientID, code, origin string) (*Grant, *Refusal) {
-	method, app, claims, err := a.check(clientID, code, origin)
+// attempt is one sign-in for the audit log: what the client claims, until it is granted.
+type attempt struct {
+	method, appID, userID, origin, jti, keyID string
+}
+
+// grant makes the access token of a sign-in that was found good.
+func (a *Authenticator) grant(at attempt, app *apps.App) (*Grant, *Refusal) {
+	token, identity, err := a.tokens.Issue(app, at.userID, at.origin)
 	if err != nil {
-		a.signIns.WithLabelValues(method, "refused", err.Error()).Inc()
-		a.log.Info("sign-in refused", "reason", err.Error(), "method", method, "app_id", clientAppID(clientID), "origin", clip(origin), "jti", clip(claims.ID))
-		return nil, &Refusal{TokenExpired: errors.Is(err, errTokenExpired) && method == "customer_token"}
-	}
-	token, identity, err := a.tokens.Issue(app, claims.userID)
-	if err != nil {
-		a.signIns.WithLabelValues(method, "refused", errInternal.Error()).Inc()
 		a.log.Error("making an access token failed", "app_id", app.ID, "error", err)
-		return nil, &Refusal{}
+		return nil, a.refuse(at, errInternal)
 	}
-	a.signIns.WithLabelValues(method, "granted", "").Inc()
-	a.log.Debug("sign-in granted", "method", method, "app_id", app.ID, "origin", clip(origin), "jti", clip(claims.ID), "token_id", identity.TokenID)
+	a.signIns.WithLabelValues(at.method, "granted", "").Inc()
+	a.log.Info("sign-in granted", append(at.attributes(), "token_id", identity.TokenID)...)
 	return &Grant{Identity: identity, Token: token}, nil
 }
 
-func (a *Authenticator) check(clientID, code, origin string) (method string, app *apps.App, claims signInClaims, err error) {
-	method = "none"
-	at := strings.LastIndexByte(clientID, '@')
-	if at <= 0 || at > MaxUserIDBytes || !utf8.ValidString(clientID) {
-		return method, nil, claims, errClientID
+func (a *Authenticator) refuse(at attempt, reason error) *Refusal {
+	a.signIns.WithLabelValues(at.method, "refused", reason.Error()).Inc()
+	a.log.Info("sign-in refused", append(at.attributes(), "reason", reason.Error())...)
+	return &Refusal{TokenExpired: errors.Is(reason, errTokenExpired) && at.method == "customer_token"}
+}
+
+func (at attempt) attributes() []any {
+	return []any{"method", at.method, "app_id", clip(at.appID), "user_id", clip(at.userID), "origin", clip(at.origin), "jti", clip(at.jti), "key_id", clip(at.keyID)}
+}
+
+// clip bounds what a stranger can put into the log.
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), 128)], "\uFFFD") }
+
+// SignIn checks the form fields client_id ("<userID>@<appID>", decoded) and code (a JWT) of a client on a page of the
+// given origin. Exactly one of grant and refusal is set.
+func (a *Authenticator) SignIn(clientID, code, origin string) (*Grant, *Refusal) {
+	at := attempt{method: "none", origin: origin}
+	split := strings.LastIndexByte(clientID, '@')
+	at.userID, at.appID = clientID[:max(split, 0)], clientID[split+1:]
+	return a.signIn(at, code, "")
+}
+
+// SignInCustomer checks a token that the customer's server signed (ES256) for the user of an app, on a page of the given
+// origin. Exactly one of grant and refusal is set.
+func (a *Authenticator) SignInCustomer(appID, userID, token, origin string) (*Grant, *Refusal) {
+	return a.signIn(attempt{method: "none", appID: appID, userID: userID, origin: origin}, token, "ES256")
+}
+
+// signIn takes tokens signed with one method only, or with either when only is empty.
+func (a *Authenticator) signIn(at attempt, code, only string) (*Grant, *Refusal) {
+	app, err := a.check(&at, code, only)
+	if err != nil {
+		return nil, a.refuse(at, err)
 	}
-	userID, appID := clientID[:at], clientID[at+1:]
-	app, known := a.registry.Lookup(appID)
+	return a.grant(at, app)
+}
+
+func (a *Authenticator) check(at *attempt, code, only string) (*apps.App, error) {
+	if !validUserID(at.userID) {
+		return nil, errClientID
+	}
+	alg, err := signingMethod(code)
+	switch {
+	case err != nil:
+		return nil, err
+	case only != "" && alg != only:
+		return nil, errMethod
+	}
+	app, known := a.registry.Lookup(at.appID)
 	if !known {
-		app = &apps.App{ID: appID, Secrets: []apps.Secret{{Key: a.dummyKey}}}
+		app = &apps.App{ID: at.appID}
 	}
-	switch signingMethod(code) {
+	var claims signInClaims
+	switch alg {
 	case "HS256":
-		method = "app_secret"
+		at.method = "app_secret"
 		err = a.verifySecret(app, code, &claims)
 	case "ES256":
-		method = "customer_token"
+		at.method = "customer_token"
 		err = a.verifyCustomer(app, code, &claims)
-	case "":
-		return method, nil, claims, errCode
 	default:
-		return method, nil, claims, errMethod
+		return nil, errMethod
 	}
+	at.jti, at.keyID = claims.ID, claims.keyID
 	switch {
 	case !known:
-		return method, nil, claims, errUnknownApp
+		return nil, errUnknownApp
 	case err != nil && !errors.Is(err, errTokenExpired):
-		return method, nil, claims, err
-	case claims.userID != userID || claims.appID != app.ID:
-		return method, nil, claims, errClaims
-	case !app.AllowsOrigin(origin):
-		return method, nil, claims, errOrigin
+		return nil, err
+	case claims.userID != at.userID || claims.appID != app.ID:
+		return nil, errClaims
+	case !app.AllowsOrigin(at.origin):
+		return nil, errOrigin
+	case err != nil:
+		return nil, err
 	}
-	return method, app, claims, err
+	if at.method == "customer_token" && app.Settings.StrictTokens {
+		return app, a.useOnce(app, &claims)
+	}
+	return app, nil
 }
 
-// signingMethod reads the header of a JWT. It returns "" for what is none.
-func signingMethod(code string) string {
-	head, _, found := strings.Cut(code, ".")
-	if !found || len(code) > maxTokenBytes || strings.Count(code, ".") != 2 {
-		return ""
-	}
-	text, err := base64.RawURLEncoding.DecodeString(head)
-	if err != nil {
-		return ""
-	}
-	var header map[string]json.RawMessage
-	var alg string
-	if json.Unmarshal(text, &header) != nil || json.Unmarshal(header["alg"], &alg) != nil {
-		return ""
-	}
-	if _, critical := header["crit"]; critical {
-		return "crit" // RFC 7515: what must be understood is not
-	}
-	return alg
+func validUserID(userID string) bool {
+	return userID != "" && len(userID) <= MaxUserIDBytes && utf8.ValidString(userID)
 }
 
-// verifySecret checks a token that the client signed with the app secret.
+// verifySecret checks a token that the client signed with the app secret. It computes at least as many signatures for a
+// bad token as an app in the middle of a rotation has secrets.
 func (a *Authenticator) verifySecret(app *apps.App, code string, claims *signInClaims) error {
 	_, err := a.secretParser.ParseWithClaims(code, claims, func(*jwt.Token) (any, error) {
 		var keys jwt.VerificationKeySet
@@ -178,7 +218,7 @@ func (a *Authenticator) verifySecret(app *apps.App, code string, claims *signInC
 				keys.Keys = append(keys.Keys, s.Key)
 			}
 		}
-		if len(keys.Keys) == 0 {
+		for len(keys.Keys) < apps.MaxSecrets {
 			keys.Keys = append(keys.Keys, a.dummyKey)
 		}
 		return keys, nil
@@ -189,16 +229,23 @@ func (a *Authenticator) verifySecret(app *apps.App, code string, claims *signInC
 // verifyCustomer checks a token that the customer's server signed for its user.
 func (a *Authenticator) verifyCustomer(app *apps.App, code string, claims *signInClaims) error {
 	_, err := a.customerParser.ParseWithClaims(code, claims, func(*jwt.Token) (any, error) {
-		key := app.PublicKeys[claims.keyID]
-		if key == nil {
-			return nil, errCredential
+		if key := app.PublicKeys[claims.keyID]; key != nil && claims.keyID != "" {
+			return key, nil
 		}
-		return key, nil
+		return a.dummyPublic, nil
 	})
-	if err == nil && app.Settings.RequireExpiry && claims.ExpiresAt == nil {
+	if err == nil && (app.Settings.RequireExpiry || app.Settings.StrictTokens) && claims.ExpiresAt == nil {
 		return errClaims
 	}
 	return reason(err)
+}
+
+// useOnce is for apps that accept every customer token once.
+func (a *Authenticator) useOnce(app *apps.App, claims *signInClaims) error {
+	if !claims.jtiText || claims.ID == "" || len(claims.ID) > maxJTIBytes || time.Until(claims.ExpiresAt.Time) > maxStrictLifetime {
+		return errClaims
+	}
+	return a.replays.use(app.ID, claims.ID, claims.ExpiresAt.Add(leeway))
 }
 
 func reason(err error) error {
@@ -209,6 +256,8 @@ func reason(err error) error {
 		return errCode
 	case errors.Is(err, jwt.ErrTokenSignatureInvalid), errors.Is(err, jwt.ErrTokenUnverifiable):
 		return errCredential
+	case errors.Is(err, errClaims):
+		return errClaims
 	case errors.Is(err, jwt.ErrTokenNotValidYet), errors.Is(err, jwt.ErrTokenUsedBeforeIssued):
 		return errNotYet // also when it has expired as well: no time was ever right
 	case errors.Is(err, jwt.ErrTokenExpired):
@@ -216,54 +265,4 @@ func reason(err error) error {
 	default:
 		return errClaims
 	}
-}
-
-// signInClaims are the claims of app-secret and customer tokens.
-type signInClaims struct {
-	jwt.RegisteredClaims
-	userID string
-	appID  string // decimal text, whether the token has a string or a number
-	keyID  string
-}
-
-// UnmarshalJSON reads names in their exact case: keyID and keyId are two spellings of one claim, userid is none.
-func (c *signInClaims) UnmarshalJSON(text []byte) error {
-	var all map[string]json.RawMessage
-	if err := json.Unmarshal(text, &all); err != nil {
-		return err
-	}
-	if err := unmarshalClaim(all["userID"], &c.userID); err != nil {
-		return fmt.Errorf("userID: %w", err)
-	}
-	if n := json.Number(""); json.Unmarshal(all["appID"], &n) == nil {
-		c.appID = n.String() // a number or, as encoding/json allows, a string that holds one
-	}
-	for _, name := range []string{"keyID", "keyId"} {
-		if err := unmarshalClaim(all[name], &c.keyID); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-	}
-	if err := unmarshalClaim(all["jti"], &c.ID); err != nil {
-		c.ID = "" // it is for the log only; some servers write a number
-	}
-	for name, date := range map[string]**jwt.NumericDate{"exp": &c.ExpiresAt, "nbf": &c.NotBefore, "iat": &c.IssuedAt} {
-		if err := unmarshalClaim(all[name], date); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-func unmarshalClaim(text json.RawMessage, dst any) error {
-	if len(text) == 0 {
-		return nil
-	}
-	return json.Unmarshal(text, dst)
-}
-
-// clip bounds what a stranger can put into the log.
-func clip(s string) string { return s[:min(len(s), 128)] }
-
-func clientAppID(clientID string) string {
-	return clip(clientID[strings.LastIndexByte(clientID, '@')+1:])
 }

@@ -1,8 +1,9 @@
 // Package auth decides who a client is: it signs users in with app-secret tokens or customer tokens, and makes and
 // checks the gateway's own access tokens.
 //
-// It knows no transport: the dialects turn its refusals into what their clients understand. It keeps no state, so any
-// gateway that has the same key accepts the tokens of any other.
+// It knows no transport: the dialects turn its refusals into what their clients understand. Any gateway that has the same
+// key and knows the same apps accepts the tokens of any other; nothing is shared between them but that, so the replay
+// cache of strict apps is each gateway's own.
 package auth
 
 import (
@@ -24,9 +25,10 @@ import (
 )
 
 var (
-	// ErrExpired: the access token was good and its time is over. The client gets a new one by signing in again.
+	// ErrExpired: the access token was good and its time is over, or its app's tokens were revoked. The client gets a
+	// new one by signing in again.
 	ErrExpired = errors.New("access token has expired")
-	// ErrInvalid: this is not an access token of ours.
+	// ErrInvalid: this is not an access token of ours, not one for this page, or its app is no more.
 	ErrInvalid = errors.New("access token is invalid")
 )
 
@@ -45,24 +47,42 @@ type Identity struct {
 	UserID    string
 	TokenID   string
 	ExpiresAt time.Time
+
+	epoch      uint64 // the app's token epoch when it was issued
+	originHash string // of the page that signed in; empty for clients that are none
 }
 
 // Tokens makes and checks access tokens and conference handles, both with keys derived from one gateway key.
 type Tokens struct {
-	tokenKey, handleKey []byte
-	parser              *jwt.Parser
+	registry  Registry
+	current   string            // id of the key that signs
+	keys      map[string][]byte // by key id, which is the token's kid
+	handleKey []byte
+	parser    *jwt.Parser
 }
 
-// NewTokens takes the key that all gateways of one installation share, at least MinKeyBytes long.
-func NewTokens(key []byte) (*Tokens, error) {
-	if len(key) < MinKeyBytes {
-		return nil, fmt.Errorf("the token key has %d bytes, at least %d are needed", len(key), MinKeyBytes)
+// NewTokens takes the key that all gateways of one installation share, at least MinKeyBytes long, and the keys that it
+// replaces: their tokens are accepted until they expire, and none is made with them. To change the key without signing
+// anybody out, give the new one as previous to all gateways first, then exchange the two, then drop the old one after
+// Lifetime.
+func NewTokens(registry Registry, key []byte, previous ...[]byte) (*Tokens, error) {
+	t := &Tokens{
+		registry: registry,
+		keys:     make(map[string][]byte),
+		parser:   jwt.NewParser(jwt.WithValidMethods([]string{"HS256"}), jwt.WithExpirationRequired(), jwt.WithStrictDecoding()),
 	}
-	return &Tokens{
-		tokenKey:  derive(key, "access token"),
-		handleKey: derive(key, "ucID"),
-		parser:    jwt.NewParser(jwt.WithValidMethods([]string{"HS256"}), jwt.WithExpirationRequired()),
-	}, nil
+	for i, k := range append([][]byte{key}, previous...) {
+		if len(k) < MinKeyBytes {
+			return nil, fmt.Errorf("a token key has %d bytes, at least %d are needed", len(k), MinKeyBytes)
+		}
+		tokenKey := derive(k, "access token")
+		id := hex.EncodeToString(derive(tokenKey, "key id")[:6])
+		t.keys[id] = tokenKey
+		if i == 0 {
+			t.current, t.handleKey = id, derive(k, "ucID")
+		}
+	}
+	return t, nil
 }
 
 func derive(key []byte, use string) []byte {
@@ -100,6 +120,8 @@ type accessClaims struct {
 	ID                 string           `json:"jti"`
 	ExpiresAt          *jwt.NumericDate `json:"exp"`
 	IssuedAt           *jwt.NumericDate `json:"iat"`
+	Epoch              uint64           `json:"epoch"`
+	OriginHash         string           `json:"origin,omitempty"`
 }
 
 func (c *accessClaims) GetExpirationTime() (*jwt.NumericDate, error) { return c.ExpiresAt, nil }
@@ -124,8 +146,8 @@ func (c *accessClaims) MarshalJSON() ([]byte, error) {
 	return text, nil
 }
 
-// Issue makes an access token for a user of an app.
-func (t *Tokens) Issue(app *apps.App, userID string) (string, Identity, error) {
+// Issue makes an access token for a user of an app, on a page of the given origin ("" for clients that are no page).
+func (t *Tokens) Issue(app *apps.App, userID, origin string) (string, Identity, error) {
 	now := time.Now()
 	expires := now.Add(Lifetime)
 	id, err := uuid.NewRandom()
@@ -143,21 +165,37 @@ func (t *Tokens) Issue(app *apps.App, userID string) (string, Identity, error) {
 		ID:                 id.String(),
 		ExpiresAt:          jwt.NewNumericDate(expires),
 		IssuedAt:           jwt.NewNumericDate(now),
+		Epoch:              app.TokenEpoch,
+		OriginHash:         hashOrigin(origin),
 	}
-	token, err := jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString(t.tokenKey)
+	unsigned := jwt.NewWithClaims(jwt.SigningMethodHS256, claims)
+	unsigned.Header["kid"] = t.current
+	token, err := unsigned.SignedString(t.keys[t.current])
 	if err != nil {
 		return "", Identity{}, fmt.Errorf("signing an access token: %w", err)
 	}
-	return token, Identity{AppID: app.ID, UserID: userID, TokenID: claims.ID, ExpiresAt: claims.ExpiresAt.Time}, nil
+	return token, claims.identity(userID), nil
 }
 
-// Verify checks an access token and returns who it belongs to. The error is ErrExpired or ErrInvalid.
-func (t *Tokens) Verify(token string) (Identity, error) {
-	if len(token) > maxTokenBytes {
+func (c *accessClaims) identity(userID string) Identity {
+	return Identity{AppID: c.AppID.String(), UserID: userID, TokenID: c.ID, ExpiresAt: c.ExpiresAt.Time, epoch: c.Epoch, originHash: c.OriginHash}
+}
+
+// Verify checks an access token that came with the given Origin header ("" for none) and returns who it belongs to. The
+// error is ErrExpired or ErrInvalid.
+func (t *Tokens) Verify(token, origin string) (Identity, error) {
+	if len(token) > maxTokenBytes || !isTokenText(token) {
 		return Identity{}, ErrInvalid
 	}
 	var claims accessClaims
-	_, err := t.parser.ParseWithClaims(token, &claims, func(*jwt.Token) (any, error) { return t.tokenKey, nil })
+	_, err := t.parser.ParseWithClaims(token, &claims, func(parsed *jwt.Token) (any, error) {
+		kid, _ := parsed.Header["kid"].(string)
+		key := t.keys[kid]
+		if key == nil {
+			return nil, ErrInvalid
+		}
+		return key, nil
+	})
 	if errors.Is(err, jwt.ErrTokenExpired) {
 		return Identity{}, ErrExpired
 	}
@@ -168,7 +206,52 @@ func (t *Tokens) Verify(token string) (Identity, error) {
 	if err != nil {
 		return Identity{}, ErrInvalid
 	}
-	return Identity{AppID: claims.AppID.String(), UserID: userID, TokenID: claims.ID, ExpiresAt: claims.ExpiresAt.Time}, nil
+	identity := claims.identity(userID)
+	if err := t.Recheck(identity, origin); err != nil {
+		return Identity{}, err
+	}
+	return identity, nil
+}
+
+// Recheck says whether what Verify returned still holds: it is cheap, for connections that keep an identity. The error is
+// as Verify's.
+func (t *Tokens) Recheck(id Identity, origin string) error {
+	app, known := t.registry.Lookup(id.AppID)
+	switch {
+	case !known:
+		return ErrInvalid
+	case origin != "" && id.originHash != "" && hashOrigin(origin) != id.originHash:
+		return ErrInvalid
+	case !time.Now().Before(id.ExpiresAt):
+		return ErrExpired
+	case id.epoch < app.TokenEpoch: // a later one was issued by a gateway that knows of a revocation before we do
+		return ErrExpired
+	}
+	return nil
+}
+
+// hashOrigin binds a token to an origin without putting the customer's text, of any script, where clients read ASCII.
+func hashOrigin(origin string) string {
+	if origin == "" {
+		return ""
+	}
+	if normal, err := apps.NormalOrigin(origin); err == nil {
+		origin = normal
+	}
+	sum := sha256.Sum256([]byte(origin))
+	return hex.EncodeToString(sum[:12])
+}
+
+// isTokenText reports whether s has only what a JWT is written with. The library would skip line breaks, which makes one
+// token of many texts.
+func isTokenText(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if !('a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' || c == '-' || c == '_' || c == '.') {
+			return false
+		}
+	}
+	return true
 }
 
 // EncodeURIComponent is JavaScript's function of that name: everything but letters, digits and -_.!~*'() becomes

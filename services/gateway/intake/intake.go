@@ -11,8 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/netip"
 	"runtime"
 	"strings"
 	"sync"
@@ -43,6 +41,9 @@ type Intake struct {
 	used     atomic.Int64
 	parsing  chan struct{}
 
+	ipv4Bits, ipv6Bits int
+	locations          locations
+
 	// life ends when the gateway gives up what is still in memory.
 	life context.Context
 	end  context.CancelFunc
@@ -56,7 +57,9 @@ func New(producer Producer, budgetBytes int64, log *slog.Logger, reg prometheus.
 		log:      log,
 		limit:    budgetBytes,
 		// Parsing is CPU work: more of it at a time gains nothing, and a parsed message takes many times its size.
-		parsing: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+		parsing:  make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+		ipv4Bits: DefaultIPv4Bits,
+		ipv6Bits: DefaultIPv6Bits,
 	}
 	in.life, in.end = context.WithCancel(context.Background())
 	var err error
@@ -84,6 +87,9 @@ func (in *Intake) Reserve(n int64) bool {
 	}
 	return true
 }
+
+// Crowded reports whether so much of the budget is taken that nobody new should come in. What is connected goes on.
+func (in *Intake) Crowded() bool { return in.used.Load() > in.limit/5*4 }
 
 // Free gives n reserved bytes back.
 func (in *Intake) Free(n int64) { in.used.Add(-n) }
@@ -127,8 +133,14 @@ func (in *Intake) Parse(body []byte, transport vocabulary.Transport, f func(*voc
 
 // Records makes the records of a message. conferenceID is the one of the path on REST.
 func (in *Intake) Records(m *vocabulary.Message, conferenceID string, a *Arrival) ([]Record, error) {
+	return in.Envelop(m.Raw(conferenceID), m.Dialect, a)
+}
+
+// Envelop makes the records of raw messages, which get their uid and what the gateway observed.
+func (in *Intake) Envelop(raws []*callscopev1.Raw, dialect callscopev1.Dialect, a *Arrival) ([]Record, error) {
 	var records []Record
-	for i, raw := range m.Raw(conferenceID) {
+	where := in.locate(a.RemoteAddr)
+	for i, raw := range raws {
 		uid, err := uuid.NewV7()
 		if err != nil {
 			return nil, fmt.Errorf("making a uid: %w", err)
@@ -144,11 +156,13 @@ func (in *Intake) Records(m *vocabulary.Message, conferenceID string, a *Arrival
 		raw.Observed = &callscopev1.Observed{
 			AppId:        a.Identity.AppID,
 			ReceivedAtMs: a.ReceivedAt.UnixMilli(),
-			Dialect:      m.Dialect,
+			Dialect:      dialect,
 			Origin:       validUTF8(a.Origin),
 			UserAgent:    validUTF8(a.UserAgent),
 			ContentHash:  hash[:],
-			IpMasked:     MaskIP(a.RemoteAddr),
+			IpMasked:     where.masked,
+			Country:      where.country,
+			Network:      where.network,
 			TokenId:      a.Identity.TokenID,
 			TokenUserId:  a.Identity.UserID,
 		}
@@ -238,29 +252,6 @@ func (in *Intake) StoreJoin(dialect string, records []Record, patience time.Dura
 		err := <-done
 		return err == nil, err
 	}
-}
-
-// MaskIP removes what identifies one connection: the last octet of an IPv4 address, all but the first 48 bits of an
-// IPv6 address. It returns "" for what is no address.
-func MaskIP(remoteAddr string) string {
-	host, _, err := net.SplitHostPort(remoteAddr)
-	if err != nil {
-		host = remoteAddr
-	}
-	addr, err := netip.ParseAddr(host)
-	if err != nil {
-		return ""
-	}
-	addr = addr.Unmap().WithZone("")
-	bits := 48
-	if addr.Is4() {
-		bits = 24
-	}
-	prefix, err := addr.Prefix(bits)
-	if err != nil {
-		return ""
-	}
-	return prefix.Addr().String()
 }
 
 // validUTF8 makes a header fit a protobuf string.

@@ -30,7 +30,7 @@ func TestMaskIP(t *testing.T) {
 		"collector.callstats.io:443":         "",
 		"192.0.2.77, 198.51.100.7:forwarded": "",
 	} {
-		if got := MaskIP(in); got != want {
+		if got := newIntake(t, nil).locate(in).masked; got != want {
 			t.Errorf("%q became %q, want %q", in, got, want)
 		}
 	}

@@ -34,6 +34,8 @@ type Metrics struct {
 	received   *prometheus.CounterVec // dialect
 	messages   *prometheus.CounterVec // dialect, outcome, reason
 	joins      *prometheus.CounterVec // result
+	signIns    *prometheus.CounterVec // scope
+	evicted    prometheus.Counter
 	longUsers  prometheus.Counter
 	truncated  prometheus.Counter
 	storeTimes prometheus.Histogram
@@ -54,6 +56,14 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64) (*Metrics, e
 			Name: "callscope_gateway_unconfirmed_joins_total",
 			Help: "userJoined messages that were answered before Kafka had them, by what became of them later (stored, lost).",
 		}, []string{"result"}),
+		signIns: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "callscope_gateway_limited_sign_ins_total",
+			Help: "Sign-ins and WebSocket handshakes whose connection was closed, by the limit (app, user, address) or for want of memory (budget).",
+		}, []string{"scope"}),
+		evicted: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "callscope_gateway_evicted_total",
+			Help: "WebSocket connections closed because the client did not read its answers.",
+		}),
 		longUsers: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "callscope_gateway_long_user_ids_total",
 			Help: "Accepted messages whose user id is longer than the 128 bytes of the spec's tables.",
@@ -76,7 +86,7 @@ func newMetrics(reg prometheus.Registerer, inFlight func() float64) (*Metrics, e
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.received, m.messages, m.joins, m.longUsers, m.truncated, m.storeTimes, m.inFlight} {
+	for _, c := range []prometheus.Collector{m.received, m.messages, m.joins, m.signIns, m.evicted, m.longUsers, m.truncated, m.storeTimes, m.inFlight} {
 		errs = append(errs, reg.Register(c))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -92,3 +102,10 @@ func (m *Metrics) Received(dialect string) { m.received.WithLabelValues(dialect)
 func (m *Metrics) Outcome(dialect string, o Outcome, reason string) {
 	m.messages.WithLabelValues(dialect, string(o), reason).Inc()
 }
+
+// SignInRefused counts a sign-in or a WebSocket handshake that was not even looked at. scope is whose limit was reached,
+// or budget.
+func (m *Metrics) SignInRefused(scope string) { m.signIns.WithLabelValues(scope).Inc() }
+
+// Evicted counts a connection that was closed because its client does not read.
+func (m *Metrics) Evicted() { m.evicted.Inc() }

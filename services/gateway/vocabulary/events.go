@@ -22,8 +22,14 @@ var names = map[string]string{
 }
 
 // takers fill the payload of a raw message, by event type. They return further raw messages for what was more than one.
-var takers = map[string]func(d *decoding, m *Message, raw *v1.Raw, left *leftovers) []*v1.Raw{
-	"stats":      takeStats,
+var takers = map[string]func(m *Message, raw *v1.Raw, left leftovers) []*v1.Raw{
+	"stats": takeStats,
+	"addNewFabric": event(fabricAddedTable, func(r *v1.Raw, p *v1.FabricAdded) {
+		r.Payload = &v1.Raw_FabricAdded{FabricAdded: p}
+	}),
+	"associateMstWithUserID": event(associationTable, func(r *v1.Raw, p *v1.Association) {
+		r.Payload = &v1.Raw_Association{Association: p}
+	}),
 	"ssrcMap":    takeSsrcMap,
 	"userJoined": event(userJoinedTable, func(r *v1.Raw, p *v1.UserJoined) { r.Payload = &v1.Raw_UserJoined{UserJoined: p} }),
 	"userDetails": event(userDetailsTable, func(r *v1.Raw, p *v1.UserDetails) {
@@ -110,8 +116,8 @@ var takers = map[string]func(d *decoding, m *Message, raw *v1.Raw, left *leftove
 }
 
 // takeOther keeps an event that no message describes.
-func takeOther(d *decoding, m *Message, raw *v1.Raw, left *leftovers) []*v1.Raw {
-	return event(nil, func(r *v1.Raw, p *v1.OtherEvent) { r.Payload = &v1.Raw_Other{Other: p} })(d, m, raw, left)
+func takeOther(m *Message, raw *v1.Raw, left leftovers) []*v1.Raw {
+	return event(nil, func(r *v1.Raw, p *v1.OtherEvent) { r.Payload = &v1.Raw_Other{Other: p} })(m, raw, left)
 }
 
 func setFailure(r *v1.Raw, p *v1.Failure) { r.Payload = &v1.Raw_Failure{Failure: p} }
@@ -131,10 +137,10 @@ func setDisruption(r *v1.Raw, p *v1.MediaDisruption) {
 func setDeviceList(r *v1.Raw, p *v1.DeviceList) { r.Payload = &v1.Raw_DeviceList{DeviceList: p} }
 
 // event makes a taker from a table.
-func event[M any](t table[M], set func(*v1.Raw, *M)) func(*decoding, *Message, *v1.Raw, *leftovers) []*v1.Raw {
-	return func(d *decoding, m *Message, raw *v1.Raw, left *leftovers) []*v1.Raw {
+func event[M any](t table[M], set func(*v1.Raw, *M)) func(*Message, *v1.Raw, leftovers) []*v1.Raw {
+	return func(m *Message, raw *v1.Raw, left leftovers) []*v1.Raw {
 		p := new(M)
-		m.members(d, left, func(a *argument) { take(a, t, p) })
+		m.members(left, func(a argument) { take(a, t, p) })
 		set(raw, p)
 		return nil
 	}
@@ -142,8 +148,7 @@ func event[M any](t table[M], set func(*v1.Raw, *M)) func(*decoding, *Message, *
 
 // members calls f for every member that is not the envelope's. Clients of 3.24 and 3.26 put an event's own members into
 // "value".
-func (m *Message) members(d *decoding, left *leftovers, f func(*argument)) {
-	a := &argument{d: d, left: left}
+func (m *Message) members(left leftovers, f func(argument)) {
 	m.object.Visit(func(key []byte, v *fastjson.Value) {
 		if m.inEnvelope(key, v) {
 			return
@@ -153,13 +158,11 @@ func (m *Message) members(d *decoding, left *leftovers, f func(*argument)) {
 				if string(key) == "ucID" {
 					return // userAlive repeats it
 				}
-				a.key, a.v = key, v
-				f(a)
+				f(argument{left, key, v})
 			})
 			return
 		}
-		a.key, a.v = key, v
-		f(a)
+		f(argument{left, key, v})
 	})
 }
 
@@ -225,11 +228,11 @@ func entryType(name string) string {
 
 // candidateType translates the candidate types of older browsers.
 func candidateType[M any](field func(*M) *string) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		if !isText(a.v) {
 			return false
 		}
-		switch s := text(a.v); s {
+		switch s := a.d.text(a.v); s {
 		case "relayed":
 			*field(m) = "relay"
 		case "serverreflexive":
@@ -245,8 +248,8 @@ func candidateType[M any](field func(*M) *string) field[M] {
 
 var candidateTable = table[v1.IceCandidate]{
 	"id": str(func(m *v1.IceCandidate) *string { return &m.Id }),
-	"type": func(m *v1.IceCandidate, a *argument) bool {
-		m.Type = entryType(text(a.v))
+	"type": func(m *v1.IceCandidate, a argument) bool {
+		m.Type = entryType(a.d.text(a.v))
 		return isText(a.v)
 	},
 	"transport":     sameStr(func(m *v1.IceCandidate) *string { return &m.Transport }),
@@ -270,33 +273,34 @@ var pairTable = table[v1.IceCandidatePair]{
 	"googActiveConnection": plainBool(func(m *v1.IceCandidatePair) *bool { return &m.Selected }),
 }
 
-func decodePair(d *decoding, o *fastjson.Object) *v1.IceCandidatePair {
-	var left leftovers
-	p := &v1.IceCandidatePair{}
-	decode(d, o, pairTable, p, &left)
+func decodePair(d *decoding, o *fastjson.Object, p *v1.IceCandidatePair) {
+	left := d.begin()
+	decode(left, o, pairTable, p)
 	p.ExtraJson = left.object()
-	return p
 }
 
 func pair[M any](field func(*M) **v1.IceCandidatePair) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		if a.v.Type() != fastjson.TypeObject {
 			return false
 		}
-		*field(m) = decodePair(a.d, a.v.GetObject())
+		p := &v1.IceCandidatePair{}
+		decodePair(a.d, a.v.GetObject(), p)
+		*field(m) = p
 		return true
 	}
 }
 
 func pairs[M any](field func(*M) *[]*v1.IceCandidatePair) field[M] {
-	return func(m *M, a *argument) bool {
-		items, ok := objects(a.v)
-		if !ok {
+	return func(m *M, a argument) bool {
+		if !isObjects(a.v) {
 			return false
 		}
-		var out []*v1.IceCandidatePair
-		for _, o := range items {
-			out = append(out, decodePair(a.d, o))
+		items := a.v.GetArray()
+		block, out := make([]v1.IceCandidatePair, len(items)), make([]*v1.IceCandidatePair, len(items))
+		for i, item := range items {
+			out[i] = &block[i]
+			decodePair(a.d, item.GetObject(), out[i])
 		}
 		*field(m) = out
 		return true
@@ -322,11 +326,11 @@ var fabricSetupTable = table[v1.FabricSetup]{
 
 // logText is a text of a failure, cut to the size that the spec gives to application logs.
 func logText(field func(*v1.Failure) *string) field[v1.Failure] {
-	return func(m *v1.Failure, a *argument) bool {
+	return func(m *v1.Failure, a argument) bool {
 		if !isText(a.v) {
 			return false
 		}
-		s, short := cutBytes(text(a.v), maxLogBytes)
+		s, short := cutBytes(a.d.text(a.v), maxLogBytes)
 		*field(m) = s
 		m.Truncated = m.Truncated || short
 		a.d.truncated = a.d.truncated || short
@@ -357,7 +361,7 @@ var failureTable = func() table[v1.Failure] {
 		"localSDP":           str(func(m *v1.Failure) *string { return &m.LocalSdp }),
 		"remoteSDP":          str(func(m *v1.Failure) *string { return &m.RemoteSdp }),
 		// 3.24 and 3.26 send the error as the app gave it, an object or a text.
-		"domError": func(m *v1.Failure, a *argument) bool {
+		"domError": func(m *v1.Failure, a argument) bool {
 			if a.v.Type() == fastjson.TypeObject {
 				m.MessageType = "json"
 				return inner(errorTable)(m, a)
@@ -453,14 +457,14 @@ var deviceListTable = table[v1.DeviceList]{
 
 // sdpText is an SDP; 3.24 and 3.26 write -1 for one that did not change.
 func sdpText(field func(*v1.SdpSubmission) *string) field[v1.SdpSubmission] {
-	return func(m *v1.SdpSubmission, a *argument) bool {
-		if n, ok := number(a.v); ok && n == -1 {
+	return func(m *v1.SdpSubmission, a argument) bool {
+		if n, ok := a.d.number(a.v); ok && n == -1 {
 			return true
 		}
 		if a.v.Type() != fastjson.TypeString {
 			return false
 		}
-		*field(m) = text(a.v)
+		*field(m) = a.d.text(a.v)
 		return true
 	}
 }
@@ -551,13 +555,14 @@ var resultsTable = table[v1.PreCallTestResults]{
 }
 
 var preCallResultsTable = table[v1.PreCallTestResults]{
-	"results": func(m *v1.PreCallTestResults, a *argument) bool {
+	"results": func(m *v1.PreCallTestResults, a argument) bool {
 		if a.v.Type() != fastjson.TypeObject {
 			return false
 		}
-		var kept leftovers // in results_json
-		decode(a.d, a.v.GetObject(), resultsTable, m, &kept)
-		m.ResultsJson = string(appendJSON(nil, a.v))
+		kept := a.d.begin() // in results_json
+		decode(kept, a.v.GetObject(), resultsTable, m)
+		kept.drop()
+		m.ResultsJson = a.d.json(a.v)
 		return true
 	},
 	"userName": cutStr(func(m *v1.PreCallTestResults) *string { return &m.UserName }, cutRunes, maxUserNameRunes),
@@ -605,19 +610,19 @@ var ssrcMapTable = table[v1.SsrcMap]{
 }
 
 // takeSsrcMap reads the array of newer clients, or the object keyed by SSRC of 3.24 and 3.26.
-func takeSsrcMap(d *decoding, m *Message, raw *v1.Raw, left *leftovers) []*v1.Raw {
+func takeSsrcMap(m *Message, raw *v1.Raw, left leftovers) []*v1.Raw {
 	p := &v1.SsrcMap{}
 	ws324 := m.Dialect == v1.Dialect_DIALECT_CALLSTATS_WS_324
-	m.members(d, left, func(a *argument) {
+	m.members(left, func(a argument) {
 		if !ws324 || !isDecimal(a.key) || a.v.Type() != fastjson.TypeObject {
 			take(a, ssrcMapTable, p)
 			return
 		}
-		entry := &v1.SsrcMapEntry{Ssrc: string(a.key)}
-		var rest leftovers
-		decode(d, a.v.GetObject(), ssrcTable, entry, &rest)
+		entry := &v1.SsrcMapEntry{Ssrc: a.d.keep(a.key)}
+		mark, rest := a.open(a.key)
+		decode(rest, a.v.GetObject(), ssrcTable, entry)
+		a.close(mark, rest)
 		p.SsrcData = append(p.SsrcData, entry)
-		a.keep(rest.object())
 	})
 	raw.Payload = &v1.Raw_SsrcMap{SsrcMap: p}
 	return nil

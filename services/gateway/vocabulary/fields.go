@@ -12,55 +12,36 @@ type table[M any] map[string]field[M]
 
 // field puts a value into a message. It returns false when the value does not fit; then it is kept as a leftover.
 // null never gets here: it means that the client did not say.
-type field[M any] func(m *M, a *argument) bool
+type field[M any] func(m *M, a argument) bool
 
 type argument struct {
-	d    *decoding
-	key  []byte
-	v    *fastjson.Value
-	left *leftovers
-}
-
-// decoding is what the fields of one message share.
-type decoding struct {
-	truncated bool
-	floats    []float64 // numbers are kept in blocks, because a report has hundreds of optional ones
-}
-
-func (d *decoding) float(n float64) *float64 {
-	if len(d.floats) == cap(d.floats) {
-		d.floats = make([]float64, 0, 64)
-	}
-	d.floats = append(d.floats, n)
-	return &d.floats[len(d.floats)-1]
+	leftovers
+	key []byte
+	v   *fastjson.Value
 }
 
 // decode puts the members of an object into m. Those that the table does not know, or that do not fit, go to left.
-func decode[M any](d *decoding, o *fastjson.Object, t table[M], m *M, left *leftovers) {
-	a := &argument{d: d, left: left}
-	o.Visit(func(key []byte, v *fastjson.Value) {
-		a.key, a.v = key, v
-		take(a, t, m)
-	})
+func decode[M any](left leftovers, o *fastjson.Object, t table[M], m *M) {
+	o.Visit(func(key []byte, v *fastjson.Value) { take(argument{left, key, v}, t, m) })
 }
 
 // take puts one member into m or into the leftovers.
-func take[M any](a *argument, t table[M], m *M) {
+func take[M any](a argument, t table[M], m *M) {
 	if f, known := t[string(a.key)]; known && (a.v.Type() == fastjson.TypeNull || f(m, a)) {
 		return
 	}
-	a.left.add(a.key, a.v)
+	a.add(a.key, a.v)
 }
 
 // ignored is a member that another field or the message's type says already.
-func ignored[M any](*M, *argument) bool { return true }
+func ignored[M any](*M, argument) bool { return true }
 
 func str[M any](field func(*M) *string) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		if !isText(a.v) {
 			return false
 		}
-		*field(m) = text(a.v)
+		*field(m) = a.d.text(a.v)
 		return true
 	}
 }
@@ -68,25 +49,26 @@ func str[M any](field func(*M) *string) field[M] {
 // sameStr is one of several spellings that a client may send side by side: the first counts, another value is kept as
 // a leftover.
 func sameStr[M any](field func(*M) *string) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		if !isText(a.v) {
 			return false
 		}
-		s := text(a.v)
-		if *field(m) == "" {
-			*field(m) = s
+		s := a.d.bytes(a.v)
+		if first := *field(m); first != "" {
+			return first == string(s)
 		}
-		return *field(m) == s
+		*field(m) = a.d.keep(s)
+		return true
 	}
 }
 
 // cutStr is a text that is cut to a limit.
 func cutStr[M any](field func(*M) *string, cut func(string, int) (string, bool), limit int) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		if !isText(a.v) {
 			return false
 		}
-		s, short := cut(text(a.v), limit)
+		s, short := cut(a.d.text(a.v), limit)
 		*field(m) = s
 		a.d.truncated = a.d.truncated || short
 		return true
@@ -97,8 +79,8 @@ func num[M any](field func(*M) **float64) field[M] { return scaled(field, 1) }
 
 // scaled is a number in another unit; factor turns the client's into ours.
 func scaled[M any](field func(*M) **float64, factor float64) field[M] {
-	return func(m *M, a *argument) bool {
-		n, ok := number(a.v)
+	return func(m *M, a argument) bool {
+		n, ok := a.d.number(a.v)
 		if !ok {
 			return false
 		}
@@ -109,8 +91,8 @@ func scaled[M any](field func(*M) **float64, factor float64) field[M] {
 
 // plainNum is a number whose absence is 0.
 func plainNum[M any](field func(*M) *float64) field[M] {
-	return func(m *M, a *argument) bool {
-		n, ok := number(a.v)
+	return func(m *M, a argument) bool {
+		n, ok := a.d.number(a.v)
 		if ok {
 			*field(m) = n
 		}
@@ -119,8 +101,8 @@ func plainNum[M any](field func(*M) *float64) field[M] {
 }
 
 func uint32Num[M any](field func(*M) **uint32) field[M] {
-	return func(m *M, a *argument) bool {
-		n, ok := number(a.v)
+	return func(m *M, a argument) bool {
+		n, ok := a.d.number(a.v)
 		if !ok || n < 0 || n > math.MaxUint32 || n != math.Trunc(n) {
 			return false
 		}
@@ -131,7 +113,7 @@ func uint32Num[M any](field func(*M) **uint32) field[M] {
 }
 
 func boolField[M any](field func(*M) **bool) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		b, ok := boolean(a.v)
 		if ok {
 			*field(m) = &b
@@ -141,7 +123,7 @@ func boolField[M any](field func(*M) **bool) field[M] {
 }
 
 func plainBool[M any](field func(*M) *bool) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		b, ok := boolean(a.v)
 		if ok {
 			*field(m) = b
@@ -152,94 +134,88 @@ func plainBool[M any](field func(*M) *bool) field[M] {
 
 // jsonOf keeps the value as JSON.
 func jsonOf[M any](kind fastjson.Type, field func(*M) *string) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		if a.v.Type() != kind {
 			return false
 		}
-		*field(m) = string(appendJSON(nil, a.v))
+		*field(m) = a.d.json(a.v)
 		return true
 	}
 }
 
 // nested is an object with a table of its own. What it leaves is kept under its name.
 func nested[M, N any](t table[N], field func(*M) **N) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		if a.v.Type() != fastjson.TypeObject {
 			return false
 		}
-		var left leftovers
 		n := new(N)
-		decode(a.d, a.v.GetObject(), t, n, &left)
+		mark, left := a.open(a.key)
+		decode(left, a.v.GetObject(), t, n)
+		a.close(mark, left)
 		*field(m) = n
-		a.keep(left.object())
 		return true
 	}
 }
 
 // inner is an object whose members belong to the message around it.
 func inner[M any](t table[M]) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		if a.v.Type() != fastjson.TypeObject {
 			return false
 		}
-		var left leftovers
-		decode(a.d, a.v.GetObject(), t, m, &left)
-		a.keep(left.object())
+		mark, left := a.open(a.key)
+		decode(left, a.v.GetObject(), t, m)
+		a.close(mark, left)
 		return true
-	}
-}
-
-func (a *argument) keep(object string) {
-	if object != "" {
-		a.left.addJSON(a.key, object)
 	}
 }
 
 // list is an array of objects. What they leave is kept under the array's name, one object for each, so that the
 // positions tell what belongs together.
 func list[M, N any](t table[N], field func(*M) *[]*N) field[M] {
-	return func(m *M, a *argument) bool {
-		items, ok := objects(a.v)
-		if !ok {
+	return func(m *M, a argument) bool {
+		if !isObjects(a.v) {
 			return false
 		}
-		out := make([]*N, len(items))
-		some, rest := false, []byte{'['}
-		for i, o := range items {
-			var left leftovers
-			out[i] = new(N)
-			decode(a.d, o, t, out[i], &left)
-			if i > 0 {
-				rest = append(rest, ',')
-			}
-			some = some || len(left.members) > 0
-			rest = append(append(append(rest, '{'), left.members...), '}')
+		items := a.v.GetArray()
+		block, out := make([]N, len(items)), make([]*N, len(items))
+		mark := len(a.d.left)
+		a.name(a.key)
+		separator, some := byte('['), false
+		for i, item := range items {
+			a.d.left = append(a.d.left, separator)
+			separator = ','
+			left := a.d.begin()
+			out[i] = &block[i]
+			decode(left, item.GetObject(), t, out[i])
+			some = some || !left.empty()
+			a.d.left = append(a.d.left, '}')
 		}
 		*field(m) = out
 		if some {
-			a.keep(string(append(rest, ']')))
+			a.d.left = append(a.d.left, ']')
+		} else {
+			a.d.left = a.d.left[:mark]
 		}
 		return true
 	}
 }
 
-func objects(v *fastjson.Value) ([]*fastjson.Object, bool) {
+func isObjects(v *fastjson.Value) bool {
 	if v.Type() != fastjson.TypeArray {
-		return nil, false
+		return false
 	}
-	items := v.GetArray()
-	out := make([]*fastjson.Object, len(items))
-	for i, item := range items {
+	for _, item := range v.GetArray() {
 		if item.Type() != fastjson.TypeObject {
-			return nil, false
+			return false
 		}
-		out[i] = item.GetObject()
 	}
-	return out, true
+	return true
 }
 
 func strs[M any](field func(*M) *[]string) field[M] {
-	return func(m *M, a *argument) bool {
+	return func(m *M, a argument) bool {
 		if a.v.Type() != fastjson.TypeArray {
 			return false
 		}
@@ -248,7 +224,7 @@ func strs[M any](field func(*M) *[]string) field[M] {
 			if item.Type() != fastjson.TypeString {
 				return false
 			}
-			out = append(out, string(item.GetStringBytes()))
+			out = append(out, a.d.text(item))
 		}
 		*field(m) = out
 		return true

@@ -33,16 +33,16 @@ func text(v *fastjson.Value) string {
 }
 
 // number reads a finite number, or a string that holds one. fastjson's own conversion may be off in the last digit.
-func number(v *fastjson.Value) (float64, bool) {
+// The digits are put into scratch.
+func number(v *fastjson.Value, scratch []byte) (float64, bool) {
 	if v == nil {
 		return 0, false
 	}
-	var scratch [32]byte
 	var n float64
 	var err error
 	switch v.Type() {
 	case fastjson.TypeNumber:
-		n, err = strconv.ParseFloat(string(v.MarshalTo(scratch[:0])), 64)
+		n, err = strconv.ParseFloat(string(v.MarshalTo(scratch)), 64)
 	case fastjson.TypeString:
 		b := v.GetStringBytes()
 		if len(b) == 0 || len(b) > 64 || b[0] > '9' {
@@ -115,33 +115,6 @@ func appendString(dst, s []byte) []byte {
 	dst = append(dst, '"')
 	dst = append(dst, s...)
 	return append(dst, '"')
-}
-
-// leftovers collects members that no field holds, as the inside of a JSON object.
-type leftovers struct{ members []byte }
-
-func (l *leftovers) add(key []byte, v *fastjson.Value) {
-	l.members = appendJSON(l.key(key), v)
-}
-
-// addJSON adds a member whose value is JSON already.
-func (l *leftovers) addJSON(key []byte, value string) {
-	l.members = append(l.key(key), value...)
-}
-
-func (l *leftovers) key(key []byte) []byte {
-	if len(l.members) > 0 {
-		l.members = append(l.members, ',')
-	}
-	return append(appendString(l.members, key), ':')
-}
-
-// object returns the JSON object, "" when nothing was left.
-func (l *leftovers) object() string {
-	if len(l.members) == 0 {
-		return ""
-	}
-	return "{" + string(l.members) + "}"
 }
 
 // cutBytes shortens s to at most limit bytes without splitting a code point.

@@ -64,6 +64,7 @@ type Message struct {
 	parser  *fastjson.Parser
 	object  *fastjson.Object
 	pooled  bool
+	scratch [32]byte
 }
 
 var parsers fastjson.ParserPool
@@ -119,7 +120,7 @@ func (m *Message) readRESTHead() error {
 		DeviceId:      text(h.deviceID),
 		ConnectionId:  text(h.connectionID),
 		RemoteId:      text(h.remoteID),
-		TimeMs:        clientTime(h.timestamp),
+		TimeMs:        m.clientTime(h.timestamp),
 		ClientVersion: text(h.callstatsVersion),
 		SiteId:        text(h.siteID),
 	}
@@ -141,14 +142,14 @@ func (m *Message) readWebSocketHead() error {
 		m.Dialect = callscopev1.Dialect_DIALECT_CALLSTATS_WS_352
 		m.EncodedConferenceID = text(h.confID)
 		m.claimed.ConnectionId = text(h.connectionID)
-		m.claimed.TimeMs = clientTime(h.timestamp)
+		m.claimed.TimeMs = m.clientTime(h.timestamp)
 	} else {
 		m.Dialect = callscopev1.Dialect_DIALECT_CALLSTATS_WS_324
 		m.EncodedConferenceID = text(h.conferenceID)
 		m.claimed.ConnectionId = text(h.pcID)
-		m.claimed.TimeMs = clientTime(h.apiTS)
+		m.claimed.TimeMs = m.clientTime(h.apiTS)
 		if m.claimed.TimeMs == 0 {
-			m.claimed.TimeMs = clientTime(h.timestamp) // pre-call messages
+			m.claimed.TimeMs = m.clientTime(h.timestamp) // pre-call messages
 		}
 	}
 	m.claimed.ConferenceId = unescape(m.EncodedConferenceID)
@@ -196,20 +197,22 @@ func CheckID(what, id string) error {
 }
 
 // Raw returns what the message says as raw messages without uid and Observed. It is one, except that a client of
-// 3.24 or 3.26 may put several statistics reports into a message. conferenceID is the one of the path on REST; on
-// WebSockets, where the message has it, it is ignored.
+// 3.24 or 3.26 may put several statistics reports into a message. conferenceID is the one of the path on REST and
+// of the message's frame in our own protocol; where the message itself has it, it is ignored.
 func (m *Message) Raw(conferenceID string) []*callscopev1.Raw {
-	if m.Dialect == callscopev1.Dialect_DIALECT_CALLSTATS_REST {
+	switch m.Dialect {
+	case callscopev1.Dialect_DIALECT_CALLSTATS_REST, callscopev1.Dialect_DIALECT_CALLSCOPE:
 		m.claimed.ConferenceId = conferenceID
 	}
 	raw := &callscopev1.Raw{Claimed: m.claimed, EventType: m.EventType, OriginalType: m.OriginalType}
-	d := &decoding{}
-	var left leftovers
+	d := decodings.Get().(*decoding)
+	defer d.release()
+	left := d.begin()
 	take := takers[m.EventType]
 	if take == nil {
 		take = takeOther
 	}
-	more := take(d, m, raw, &left)
+	more := take(m, raw, left)
 	raw.ExtraJson = left.object()
 	for _, r := range more {
 		r.Truncated = d.truncated
@@ -221,6 +224,9 @@ func (m *Message) Raw(conferenceID string) []*callscopev1.Raw {
 // inEnvelope reports whether the envelope has taken a top-level member, or whether it means nothing outside its
 // connection. What the envelope could not use is left to extra_json.
 func (m *Message) inEnvelope(key []byte, v *fastjson.Value) bool {
+	if m.Dialect == callscopev1.Dialect_DIALECT_CALLSCOPE {
+		return m.inCallscopeEnvelope(key, v)
+	}
 	ws := m.Dialect != callscopev1.Dialect_DIALECT_CALLSTATS_REST
 	ws324 := m.Dialect == callscopev1.Dialect_DIALECT_CALLSTATS_WS_324
 	switch string(key) {
@@ -229,13 +235,13 @@ func (m *Message) inEnvelope(key []byte, v *fastjson.Value) bool {
 	case "callstatsVersion", "connectionID":
 		return isText(v) && !ws324
 	case "timestamp":
-		return clientTime(v) != 0 && !(ws324 && m.object.Get("apiTS") != nil)
+		return m.clientTime(v) != 0 && !(ws324 && m.object.Get("apiTS") != nil)
 	case "apiTS":
-		return clientTime(v) != 0 && ws324
+		return m.clientTime(v) != 0 && ws324
 	case "userID":
 		return isText(v) && m.object.Get("localID") == nil
 	case "timeShift": // how long the message waited in the client
-		n, ok := number(v)
+		n, ok := number(v, m.scratch[:0])
 		return ok && n == 0
 	case "version", "channel", "action", "appID", "ucID":
 		return isText(v) && ws
@@ -305,13 +311,15 @@ func (h *head) member(key []byte) **fastjson.Value {
 }
 
 // clientTime is epoch milliseconds, 0 for what cannot be a time.
-func clientTime(v *fastjson.Value) float64 {
-	t, ok := number(v)
+func clientTime(v *fastjson.Value, scratch []byte) float64 {
+	t, ok := number(v, scratch)
 	if !ok || t < 0 || t > maxClientTimeMS {
 		return 0
 	}
 	return t
 }
+
+func (m *Message) clientTime(v *fastjson.Value) float64 { return clientTime(v, m.scratch[:0]) }
 
 func first(values ...string) string {
 	for _, v := range values {

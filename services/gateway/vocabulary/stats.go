@@ -9,11 +9,12 @@ import (
 )
 
 // takeStats reads the getStats entries of newer clients ("stats"), or the processed reports of 3.24 and 3.26.
-func takeStats(d *decoding, m *Message, raw *v1.Raw, left *leftovers) (more []*v1.Raw) {
+func takeStats(m *Message, raw *v1.Raw, left leftovers) (more []*v1.Raw) {
 	s := &v1.Stats{}
+	d := left.d
 	entries := report{d: d, stats: s}
-	var reports []*fastjson.Object
-	m.members(d, left, func(a *argument) {
+	var reports []*fastjson.Value
+	m.members(left, func(a argument) {
 		switch string(a.key) {
 		case "stats":
 			if a.v.Type() == fastjson.TypeArray {
@@ -23,8 +24,8 @@ func takeStats(d *decoding, m *Message, raw *v1.Raw, left *leftovers) (more []*v
 				return
 			}
 		case "processedStatistics":
-			if list, ok := objects(a.v); ok && m.Dialect == v1.Dialect_DIALECT_CALLSTATS_WS_324 {
-				reports = list
+			if m.Dialect == v1.Dialect_DIALECT_CALLSTATS_WS_324 && isObjects(a.v) {
+				reports = a.v.GetArray()
 				return
 			}
 		}
@@ -35,12 +36,12 @@ func takeStats(d *decoding, m *Message, raw *v1.Raw, left *leftovers) (more []*v
 		raw.Payload = &v1.Raw_Stats{Stats: s}
 		return nil
 	}
-	for i, o := range reports {
+	for i, v := range reports {
 		part := raw
 		rest := left
 		if i > 0 {
 			part = &v1.Raw{EventType: raw.EventType, OriginalType: raw.OriginalType}
-			rest = &leftovers{}
+			rest = d.begin()
 			more = append(more, part)
 		}
 		// Each report has its own time; everything else of the envelope is the same.
@@ -50,7 +51,7 @@ func takeStats(d *decoding, m *Message, raw *v1.Raw, left *leftovers) (more []*v
 			RemoteId: c.RemoteId, TimeMs: c.TimeMs, ClientVersion: c.ClientVersion, SiteId: c.SiteId,
 		}
 		ps := &v1.Stats{FabricState: s.FabricState}
-		takeProcessed(d, o, part, ps, rest)
+		takeProcessed(v.GetObject(), part, ps, rest)
 		part.Payload = &v1.Raw_Stats{Stats: ps}
 		if i > 0 {
 			part.ExtraJson = rest.object()
@@ -71,15 +72,15 @@ var reportTable = table[v1.Stats]{
 }
 
 // takeProcessed reads one of the reports of 3.24 and 3.26: streams around the browser's RTP entries, and the transports.
-func takeProcessed(d *decoding, o *fastjson.Object, raw *v1.Raw, s *v1.Stats, left *leftovers) {
+func takeProcessed(o *fastjson.Object, raw *v1.Raw, s *v1.Stats, left leftovers) {
+	d := left.d
 	r := report{d: d, stats: s}
-	a := &argument{d: d, left: left}
 	o.Visit(func(key []byte, v *fastjson.Value) {
 		switch string(key) {
 		case "streams":
-			if streams, ok := objects(v); ok {
-				for _, stream := range streams {
-					r.stream(stream)
+			if isObjects(v) {
+				for _, stream := range v.GetArray() {
+					r.stream(stream.GetObject())
 				}
 				return
 			}
@@ -91,13 +92,12 @@ func takeProcessed(d *decoding, o *fastjson.Object, raw *v1.Raw, s *v1.Stats, le
 				return
 			}
 		case "apiTS":
-			if t := clientTime(v); t != 0 {
+			if t := clientTime(v, d.scratch[:0]); t != 0 {
 				raw.Claimed.TimeMs = t
 				return
 			}
 		}
-		a.key, a.v = key, v
-		take(a, reportTable, s)
+		take(argument{left, key, v}, reportTable, s)
 	})
 	r.finish()
 }
@@ -106,7 +106,6 @@ func takeProcessed(d *decoding, o *fastjson.Object, raw *v1.Raw, s *v1.Stats, le
 type report struct {
 	d     *decoding
 	stats *v1.Stats
-	other []byte
 	// borrowed are the candidate pairs that transport entries carry inside them.
 	borrowed []*v1.CandidatePairStats
 }
@@ -118,31 +117,30 @@ func (r *report) entry(v *fastjson.Value) {
 		return
 	}
 	o := v.GetObject()
-	typ := entryType(text(o.Get("type")))
-	remote, _ := booleanMember(o, "isRemote")
+	typ := entryType(r.d.text(o.Get("type")))
 	switch typ {
 	case "inbound-rtp", "outbound-rtp", "remote-inbound-rtp", "remote-outbound-rtp":
-		r.rtp(o, rtpType(typ, remote))
+		r.rtp(o, rtpType(typ, o))
 	case "ssrc":
 		r.legacyRTP(o)
 	case "candidate-pair":
 		p := &v1.CandidatePairStats{}
-		p.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, pairStatsTable, p, left) })
+		p.ExtraJson = decoded(r.d, o, pairStatsTable, p)
 		r.stats.CandidatePairs = append(r.stats.CandidatePairs, p)
 		r.time(p.TimestampMs)
 	case "googCandidatePair":
 		p := &v1.CandidatePairStats{}
-		p.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, legacyPairTable, p, left) })
+		p.ExtraJson = decoded(r.d, o, legacyPairTable, p)
 		r.stats.CandidatePairs = append(r.stats.CandidatePairs, p)
 	case "local-candidate", "remote-candidate":
 		c := &v1.CandidateStats{Remote: typ == "remote-candidate"}
-		c.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, candidateStatsTable, c, left) })
+		c.ExtraJson = decoded(r.d, o, candidateStatsTable, c)
 		r.stats.Candidates = append(r.stats.Candidates, c)
 	case "transport":
 		r.transport(o)
 	case "media-source":
 		s := &v1.MediaSourceStats{}
-		s.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, mediaSourceTable, s, left) })
+		s.ExtraJson = decoded(r.d, o, mediaSourceTable, s)
 		r.stats.MediaSources = append(r.stats.MediaSources, s)
 	default:
 		r.keep(v)
@@ -150,15 +148,17 @@ func (r *report) entry(v *fastjson.Value) {
 }
 
 func (r *report) keep(v *fastjson.Value) {
-	if len(r.other) > 0 {
-		r.other = append(r.other, ',')
+	separator := byte(',')
+	if len(r.d.other) == 0 {
+		separator = '['
 	}
-	r.other = appendJSON(r.other, v)
+	r.d.other = appendJSON(append(r.d.other, separator), v)
 }
 
-func (r *report) decoded(f func(*leftovers)) string {
-	var left leftovers
-	f(&left)
+// decoded puts the members of an object into m and returns what is left, "" for nothing.
+func decoded[M any](d *decoding, o *fastjson.Object, t table[M], m *M) string {
+	left := d.begin()
+	decode(left, o, t, m)
 	return left.object()
 }
 
@@ -167,7 +167,8 @@ func (r *report) time(ms float64) {
 	r.stats.ReportTimeMs = max(r.stats.ReportTimeMs, ms)
 }
 
-func rtpType(typ string, remote bool) v1.RtpType {
+func rtpType(typ string, o *fastjson.Object) v1.RtpType {
+	remote, _ := booleanMember(o, "isRemote")
 	switch {
 	case typ == "remote-inbound-rtp", typ == "inbound-rtp" && remote:
 		return v1.RtpType_RTP_TYPE_REMOTE_INBOUND
@@ -184,15 +185,20 @@ func isLocal(t v1.RtpType) bool {
 	return t == v1.RtpType_RTP_TYPE_INBOUND || t == v1.RtpType_RTP_TYPE_OUTBOUND
 }
 
-func (r *report) rtp(o *fastjson.Object, t v1.RtpType) *v1.RtpStats {
+func (r *report) rtp(o *fastjson.Object, t v1.RtpType) {
+	left := r.d.begin()
+	r.decodeRTP(left, o, t).ExtraJson = left.object()
+}
+
+func (r *report) decodeRTP(left leftovers, o *fastjson.Object, t v1.RtpType) *v1.RtpStats {
 	s := &v1.RtpStats{Type: t}
-	s.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, rtpTable, s, left) })
+	decode(left, o, rtpTable, s)
 	return r.addRTP(s, o)
 }
 
 func (r *report) addRTP(s *v1.RtpStats, o *fastjson.Object) *v1.RtpStats {
 	if s.Kind == "" {
-		s.Kind = text(o.Get("csioMediaType"))
+		s.Kind = r.d.text(o.Get("csioMediaType"))
 	}
 	r.stats.Rtp = append(r.stats.Rtp, s)
 	if isLocal(s.Type) {
@@ -205,15 +211,16 @@ func (r *report) addRTP(s *v1.RtpStats, o *fastjson.Object) *v1.RtpStats {
 // no entry for that pair, as in 3.24, the pair is taken out of it again.
 func (r *report) transport(o *fastjson.Object) {
 	t := &v1.TransportStats{}
-	t.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, transportTable, t, left) })
+	t.ExtraJson = decoded(r.d, o, transportTable, t)
 	r.stats.Transports = append(r.stats.Transports, t)
-	if ms, ok := number(o.Get("timestamp")); ok {
+	if ms, ok := r.d.number(o.Get("timestamp")); ok {
 		r.time(ms)
 	}
 	if t.SelectedCandidatePairId != "" && o.Get("localCandidateId") != nil {
 		p := &v1.CandidatePairStats{}
-		var known leftovers // in the transport entry
-		decode(r.d, o, pairStatsTable, p, &known)
+		known := r.d.begin() // in the transport entry
+		decode(known, o, pairStatsTable, p)
+		known.drop()
 		p.Id = t.SelectedCandidatePairId
 		r.borrowed = append(r.borrowed, p)
 	}
@@ -221,8 +228,9 @@ func (r *report) transport(o *fastjson.Object) {
 
 // finish marks the selected pairs and closes the report.
 func (r *report) finish() {
-	if len(r.other) > 0 {
-		r.stats.OtherEntriesJson = "[" + string(r.other) + "]"
+	if len(r.d.other) > 0 {
+		r.stats.OtherEntriesJson = r.d.keep(append(r.d.other, ']'))
+		r.d.other = r.d.other[:0]
 	}
 	for _, p := range r.borrowed {
 		if !hasPair(r.stats.CandidatePairs, p.Id) {
@@ -250,24 +258,22 @@ func hasPair(pairs []*v1.CandidatePairStats, id string) bool {
 // stream reads an RTP entry of 3.24 or 3.26 with what the client wrote around it.
 func (r *report) stream(o *fastjson.Object) {
 	data := o.Get("data")
+	left := r.d.begin()
 	var s *v1.RtpStats
 	switch {
 	case data == nil || data.Type() != fastjson.TypeObject:
-		s = r.addRTP(&v1.RtpStats{Type: streamType(o)}, o)
-	case text(data.Get("type")) == "ssrc":
-		s = r.legacyRTP(data.GetObject())
+		s = r.addRTP(&v1.RtpStats{Type: r.streamType(o)}, o)
 	default:
-		t := streamType(o)
-		switch typ := entryType(text(data.Get("type"))); typ {
+		switch typ := entryType(r.d.text(data.Get("type"))); typ {
+		case "ssrc":
+			s = r.decodeLegacyRTP(left, data.GetObject())
 		case "inbound-rtp", "outbound-rtp", "remote-inbound-rtp", "remote-outbound-rtp":
-			remote, _ := booleanMember(data.GetObject(), "isRemote")
-			t = rtpType(typ, remote)
+			s = r.decodeRTP(left, data.GetObject(), rtpType(typ, data.GetObject()))
+		default:
+			s = r.decodeRTP(left, data.GetObject(), r.streamType(o))
 		}
-		s = r.rtp(data.GetObject(), t)
 	}
-	var left leftovers
 	userID := ""
-	a := &argument{d: r.d, left: &left}
 	o.Visit(func(key []byte, v *fastjson.Value) {
 		switch string(key) {
 		case "data":
@@ -275,11 +281,10 @@ func (r *report) stream(o *fastjson.Object) {
 				return
 			}
 		case "userID":
-			userID = text(v)
+			userID = r.d.text(v)
 			return
 		}
-		a.key, a.v = key, v
-		take(a, streamTable, s)
+		take(argument{left, key, v}, streamTable, s)
 	})
 	// A user id is an association only beside a usage label: these clients also put the remote user on outbound
 	// streams that nobody associated.
@@ -287,14 +292,15 @@ func (r *report) stream(o *fastjson.Object) {
 	case s.AssociatedUserId == "" && s.UsageLabel != "":
 		s.AssociatedUserId = userID
 	case userID != "" && userID != s.AssociatedUserId:
-		left.addJSON([]byte("userID"), string(appendString(nil, []byte(userID))))
+		left.name([]byte("userID"))
+		r.d.left = appendString(r.d.left, []byte(userID))
 	}
-	s.ExtraJson = joinObjects(s.ExtraJson, left.object())
+	s.ExtraJson = left.object()
 }
 
-func streamType(o *fastjson.Object) v1.RtpType {
-	outbound := text(o.Get("streamType")) == "outbound"
-	remote := text(o.Get("reportType")) == "remote"
+func (r *report) streamType(o *fastjson.Object) v1.RtpType {
+	outbound := r.d.text(o.Get("streamType")) == "outbound"
+	remote := r.d.text(o.Get("reportType")) == "remote"
 	switch {
 	case outbound && remote: // what the peer reports of our outbound stream
 		return v1.RtpType_RTP_TYPE_REMOTE_INBOUND
@@ -305,17 +311,6 @@ func streamType(o *fastjson.Object) v1.RtpType {
 	default:
 		return v1.RtpType_RTP_TYPE_INBOUND
 	}
-}
-
-// joinObjects joins two JSON objects, either of which may be "".
-func joinObjects(a, b string) string {
-	switch {
-	case a == "":
-		return b
-	case b == "":
-		return a
-	}
-	return a[:len(a)-1] + "," + b[1:]
 }
 
 var streamTable = table[v1.RtpStats]{
@@ -494,23 +489,29 @@ var mediaSourceTable = table[v1.MediaSourceStats]{
 // The statistics of Chrome before the standard: everything is a string, times are milliseconds, audio levels go to
 // 32767, and an outbound stream's entry also holds what the peer reported of it.
 
-func (r *report) legacyRTP(o *fastjson.Object) *v1.RtpStats {
-	outbound := o.Get("packetsSent") != nil || strings.HasSuffix(text(o.Get("id")), "_send")
+func (r *report) legacyRTP(o *fastjson.Object) {
+	left := r.d.begin()
+	r.decodeLegacyRTP(left, o).ExtraJson = left.object()
+}
+
+func (r *report) decodeLegacyRTP(left leftovers, o *fastjson.Object) *v1.RtpStats {
+	outbound := o.Get("packetsSent") != nil || strings.HasSuffix(r.d.text(o.Get("id")), "_send")
 	s := &v1.RtpStats{Type: v1.RtpType_RTP_TYPE_INBOUND}
 	t := legacyInboundTable
 	if outbound {
 		s.Type = v1.RtpType_RTP_TYPE_OUTBOUND
 		t = legacyOutboundTable
 	}
-	s.ExtraJson = r.decoded(func(left *leftovers) { decode(r.d, o, t, s, left) })
+	decode(left, o, t, s)
 	if s.MimeType != "" && s.Kind != "" {
 		s.MimeType = s.Kind + "/" + s.MimeType // googCodecName has the name alone
 	}
 	r.addRTP(s, o)
 	if outbound {
 		peer := &v1.RtpStats{Type: v1.RtpType_RTP_TYPE_REMOTE_INBOUND, Ssrc: s.Ssrc, Kind: s.Kind, LocalId: s.Id, TimestampMs: s.TimestampMs}
-		var known leftovers // in the outbound entry
-		decode(r.d, o, legacyPeerTable, peer, &known)
+		known := r.d.begin() // in the outbound entry
+		decode(known, o, legacyPeerTable, peer)
+		known.drop()
 		if peer.PacketsLost != nil || peer.RoundTripTime != nil || peer.Jitter != nil {
 			r.stats.Rtp = append(r.stats.Rtp, peer)
 		}

@@ -7,6 +7,7 @@ import (
 	"net/url"
 
 	"github.com/callscope/callscope/services/gateway/auth"
+	"github.com/callscope/callscope/services/gateway/limits"
 )
 
 // granted is the answer to a good sign-in.
@@ -59,6 +60,16 @@ func refusedAnswer(r *auth.Refusal) refused {
 }
 
 func (h *Handler) authenticate(w http.ResponseWriter, r *http.Request) {
+	// Beyond a limit or without memory the connection is closed: any answer would either be final for the page or make
+	// it ask nine times a second.
+	if !h.cfg.Limits.SignIn(r.RemoteAddr) {
+		h.intake.SignInRefused(string(limits.Address))
+		closeWithoutAnswer()
+	}
+	if h.intake.Crowded() {
+		h.intake.SignInRefused("budget")
+		closeWithoutAnswer()
+	}
 	var form url.Values
 	if r.Method == http.MethodPost {
 		// Whatever is wrong with the form, the sign-in is refused like any other.
@@ -71,6 +82,12 @@ func (h *Handler) authenticate(w http.ResponseWriter, r *http.Request) {
 		clientID, code = "", ""
 	}
 	grant, refusal := h.authenticator.SignIn(clientID, code, r.Header.Get("Origin"))
+	if refusal == nil {
+		if scope := h.cfg.Limits.SignedIn(grant.AppID, grant.UserID); scope != limits.None {
+			h.intake.SignInRefused(string(scope))
+			closeWithoutAnswer()
+		}
+	}
 	status, answer := http.StatusOK, any(nil)
 	if refusal != nil {
 		status, answer = http.StatusUnauthorized, refusedAnswer(refusal)

@@ -17,6 +17,7 @@ import (
 
 	"github.com/callscope/callscope/services/gateway/auth"
 	"github.com/callscope/callscope/services/gateway/intake"
+	"github.com/callscope/callscope/services/gateway/limits"
 	"github.com/callscope/callscope/services/gateway/vocabulary"
 )
 
@@ -29,6 +30,7 @@ type Config struct {
 	StoreTimeout time.Duration
 	// JoinPatience is how long a userJoined may take before it is answered anyway.
 	JoinPatience time.Duration
+	Limits       *limits.Limiter
 }
 
 // Handler serves all routes of the dialect, under any base path.
@@ -36,12 +38,13 @@ type Handler struct {
 	cfg           Config
 	authenticator *auth.Authenticator
 	tokens        *auth.Tokens
+	verified      *verified
 	intake        *intake.Intake
 	log           *slog.Logger
 }
 
 func New(cfg Config, authenticator *auth.Authenticator, tokens *auth.Tokens, in *intake.Intake, log *slog.Logger) *Handler {
-	return &Handler{cfg: cfg, authenticator: authenticator, tokens: tokens, intake: in, log: log}
+	return &Handler{cfg: cfg, authenticator: authenticator, tokens: tokens, verified: &verified{tokens: tokens, limit: maxVerified}, intake: in, log: log}
 }
 
 // maxSmallBodyBytes bounds the bodies of sign-ins.
@@ -91,6 +94,13 @@ func (h *Handler) configuration(w http.ResponseWriter, r *http.Request) {
 // kept.
 func (h *Handler) generics(w http.ResponseWriter, r *http.Request) {
 	h.intake.Received(intake.DialectREST)
+	if !h.cfg.Limits.Generics(r.RemoteAddr) {
+		// Answered all the same: a client does not look at it, and reports its own failed posts by another.
+		h.intake.Outcome(intake.DialectREST, intake.RateLimited, string(limits.Address))
+		w.Header().Set("Connection", "close")
+		answerJSON(w, http.StatusOK, success)
+		return
+	}
 	h.discard(r)
 	h.intake.Outcome(intake.DialectREST, intake.Generics, "")
 	answerJSON(w, http.StatusOK, success)
@@ -146,7 +156,7 @@ func (h *Handler) event(w http.ResponseWriter, r *http.Request, rt route) {
 		refuse(intake.Unsupported, "method", http.StatusMethodNotAllowed, "Events are sent with POST.")
 		return
 	}
-	identity, err := h.tokens.Verify(bearer(r))
+	identity, err := h.verified.verify(bearer(r), r.Header.Get("Origin"))
 	switch {
 	case errors.Is(err, auth.ErrExpired):
 		refuse(intake.AuthExpired, "", http.StatusUnauthorized, tokenExpired)
@@ -191,6 +201,16 @@ func (h *Handler) event(w http.ResponseWriter, r *http.Request, rt route) {
 		free()
 		h.intake.Outcome(intake.DialectREST, intake.Invalid, "incomplete")
 		closeWithoutAnswer() // nobody is listening any more
+	}
+	if scope := h.cfg.Limits.Message(identity.AppID, identity.UserID, r.RemoteAddr, len(body)); scope != limits.None {
+		free()
+		h.rateLimited(w, rt, identity.AppID, conferenceID, scope)
+		return
+	}
+	if scope := h.cfg.Limits.Conference(identity.AppID, conferenceID); scope != limits.None {
+		free()
+		h.rateLimited(w, rt, identity.AppID, conferenceID, scope)
+		return
 	}
 	arrival.Hash = intake.HashRequest(r.Method, rawPath(r), body)
 
@@ -242,6 +262,22 @@ func (h *Handler) event(w http.ResponseWriter, r *http.Request, rt route) {
 		return
 	}
 	answerJSON(w, http.StatusOK, success)
+}
+
+// rateLimited refuses a message beyond a limit. A closed connection would make browsers post it again, and a userJoined
+// refused would silence the client for the whole conference, so that is answered like a stored one and only counted; its
+// conference begins with the next message. Beyond the cap on conferences the silence is wanted.
+func (h *Handler) rateLimited(w http.ResponseWriter, rt route, appID, conferenceID string, scope limits.Scope) {
+	h.intake.Outcome(intake.DialectREST, intake.RateLimited, string(scope))
+	if rt.join && scope != limits.Conferences {
+		answerJSON(w, http.StatusOK, joined(h.tokens.UcID(appID, conferenceID)))
+		return
+	}
+	answerError(w, http.StatusTooManyRequests, "Too many messages: the limit of this "+scopeNames[scope]+" is reached. Send less, or ask the operator for more (gateway.limits).")
+}
+
+var scopeNames = map[limits.Scope]string{
+	limits.App: "app", limits.User: "user", limits.Address: "address", limits.Conferences: "app on conferences in an hour",
 }
 
 // closeWithoutAnswer is how temporary inability looks to these clients: the only failure on which they back off. An

@@ -23,6 +23,7 @@ type route struct {
 	kind       routeKind
 	appID      string
 	conference string // still percent-encoded
+	join       bool   // …/conferences/<conferenceID> alone: where clients send userJoined
 }
 
 // rawPath is the path as the client wrote it. The decoded one cannot tell a slash between segments from one inside an
@@ -48,7 +49,7 @@ func parseRoute(path string) route {
 	n := len(segments)
 	for i := 1; i+1 < n; i++ {
 		if segments[i] == "conferences" && isNumber(segments[i-1]) {
-			return route{kind: routeEvent, appID: segments[i-1], conference: segments[i+1]}
+			return route{kind: routeEvent, appID: segments[i-1], conference: segments[i+1], join: i+2 == n}
 		}
 	}
 	last, before, beforeThat := segments[n-1], at(segments, n-2), at(segments, n-3)

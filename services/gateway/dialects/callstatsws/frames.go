@@ -11,6 +11,7 @@ import (
 
 	"github.com/callscope/callscope/services/gateway/auth"
 	"github.com/callscope/callscope/services/gateway/intake"
+	"github.com/callscope/callscope/services/gateway/limits"
 	"github.com/callscope/callscope/services/gateway/vocabulary"
 )
 
@@ -25,6 +26,7 @@ func (c *connection) frame(kind int, frame []byte) job {
 	}
 	var j job
 	var refused *refusal
+	var limited limits.Scope
 	err := c.h.intake.Parse(frame, vocabulary.WebSocket, func(m *vocabulary.Message) error {
 		if refused = c.check(m); refused != nil {
 			return nil
@@ -36,11 +38,18 @@ func (c *connection) frame(kind int, frame []byte) job {
 		if m.EncodedConferenceID == "" && !strings.HasPrefix(m.EventType, "preCallTest") {
 			return &vocabulary.Invalid{Reason: "conference_id", Text: "The message names no conference."}
 		}
+		j.answer = c.answer(m)
+		// A userJoined beyond a limit is answered like a stored one: without its ucID the client would wait for ever.
+		if limited = c.limited(m, len(frame)); limited != limits.None {
+			if m.EventType != "userJoined" || limited == limits.Conferences {
+				j.answer = failure("Too many messages.")
+			}
+			return nil
+		}
 		if m.DeviceID() == "" {
 			m.SetDeviceID(c.deviceID)
 		}
 		c.deviceID = m.DeviceID()
-		j.answer = c.answer(m)
 		var err error
 		j.records, err = c.h.intake.Records(m, "", &intake.Arrival{
 			Identity:   c.identity,
@@ -61,10 +70,20 @@ func (c *connection) frame(kind int, frame []byte) job {
 		return refuse(intake.Shed, "internal", "The message could not be taken in.")
 	case refused != nil:
 		return refuse(refused.outcome, refused.reason, refused.text)
+	case limited != limits.None:
+		c.h.intake.Outcome(intake.DialectWS, intake.RateLimited, string(limited))
 	case len(j.records) == 0:
 		c.h.intake.Outcome(intake.DialectWS, intake.Generics, "clock_sync")
 	}
 	return j
+}
+
+func (c *connection) limited(m *vocabulary.Message, bytes int) limits.Scope {
+	scope := c.h.cfg.Limits.Message(c.identity.AppID, c.identity.UserID, c.remoteAddr, bytes)
+	if scope == limits.None {
+		scope = c.h.cfg.Limits.Conference(c.identity.AppID, m.ConferenceID())
+	}
+	return scope
 }
 
 type refusal struct {
@@ -78,8 +97,8 @@ const invalidToken = "Invalid client token."
 // check verifies the token of a message. Clients send the same one with every frame, so it is verified once and then
 // only compared, until it expires.
 func (c *connection) check(m *vocabulary.Message) *refusal {
-	if m.Token == "" || m.Token != c.token || !time.Now().Before(c.identity.ExpiresAt) {
-		identity, err := c.h.tokens.Verify(m.Token)
+	if m.Token == "" || m.Token != c.token || c.h.tokens.Recheck(c.identity, c.origin) != nil {
+		identity, err := c.h.tokens.Verify(m.Token, c.origin)
 		switch {
 		case errors.Is(err, auth.ErrExpired):
 			return &refusal{intake.AuthExpired, "", invalidToken}

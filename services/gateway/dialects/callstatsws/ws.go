@@ -20,6 +20,7 @@ import (
 
 	"github.com/callscope/callscope/services/gateway/auth"
 	"github.com/callscope/callscope/services/gateway/intake"
+	"github.com/callscope/callscope/services/gateway/limits"
 )
 
 // Path ends the address of the socket.
@@ -36,6 +37,9 @@ type Config struct {
 	StoreTimeout time.Duration
 	WriteTimeout time.Duration
 	PingInterval time.Duration
+	// DrainSpread is over how long the connections are closed at shutdown.
+	DrainSpread time.Duration
+	Limits      *limits.Limiter
 }
 
 // Handler serves connections. They are hijacked from the HTTP server, so it keeps them itself.
@@ -77,6 +81,15 @@ func (h *Handler) Open() int64 { return h.open.Load() }
 
 // ServeHTTP returns when the connection has ended and everything that it sent is counted.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// Closed without an answer, like every temporary inability.
+	if !h.cfg.Limits.SignIn(r.RemoteAddr) {
+		h.intake.SignInRefused(string(limits.Address))
+		panic(http.ErrAbortHandler)
+	}
+	if h.intake.Crowded() {
+		h.intake.SignInRefused("budget")
+		panic(http.ErrAbortHandler)
+	}
 	socket, err := h.upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		return // the upgrader has answered
@@ -117,14 +130,29 @@ func (h *Handler) remove(c *connection) {
 }
 
 // Drain lets every connection finish what it has received, closes it with 1012 (service restart) and returns when all
-// have ended. New ones are refused from now on.
-func (h *Handler) Drain() {
+// have ended. New ones are refused from now on. The connections are closed one by one over DrainSpread, and serve until
+// then: their clients come back at once, and not all of them at the same time. When ctx ends, the rest is closed.
+func (h *Handler) Drain(ctx context.Context) {
 	h.mu.Lock()
 	h.draining = true
+	rest := make([]*connection, 0, len(h.connections))
 	for c := range h.connections {
-		c.stopReading()
+		rest = append(rest, c)
 	}
 	h.mu.Unlock()
+	interval := h.cfg.DrainSpread / time.Duration(max(len(rest), 1))
+	tick := time.NewTicker(max(interval, time.Microsecond))
+	defer tick.Stop()
+	for _, c := range rest {
+		c.stopReading()
+		if h.open.Load() == 0 {
+			break
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
 	h.running.Wait()
 }
 
@@ -234,6 +262,10 @@ func (c *connection) read(ctx context.Context) int {
 				c.h.intake.Outcome(intake.DialectWS, intake.Oversized, "frame")
 				return websocket.CloseMessageTooBig
 			}
+			if malformed(err) { // the library has answered with 1002
+				c.h.intake.Received(intake.DialectWS)
+				c.h.intake.Outcome(intake.DialectWS, intake.Invalid, "frame")
+			}
 			return c.stopCode()
 		}
 		frame, err := io.ReadAll(io.LimitReader(r, c.h.cfg.MaxFrameBytes+1))
@@ -267,6 +299,14 @@ func (c *connection) read(ctx context.Context) int {
 			return c.stopCode()
 		}
 	}
+}
+
+// malformed reports whether the client broke the WebSocket protocol itself: reserved bits, as of a compressed frame,
+// unmasked frames and the like. All other errors are ends of the connection.
+func malformed(err error) bool {
+	var closed *websocket.CloseError
+	var network net.Error
+	return !errors.As(err, &closed) && !errors.As(err, &network) && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed)
 }
 
 func (c *connection) stopCode() int {
@@ -326,8 +366,11 @@ func (c *connection) store(ctx context.Context) (code int) {
 			}
 		}
 		c.done(j)
-		if answer != nil && !c.write(answer) {
-			c.stopReading() // a client that does not read is gone
+		if answer != nil && code != websocket.ClosePolicyViolation && !c.write(answer) {
+			// A client that does not read is gone. What it sent is still stored, its answers are not tried again.
+			code = websocket.ClosePolicyViolation
+			c.h.intake.Evicted()
+			c.stopReading()
 		}
 	}
 	return code
