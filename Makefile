@@ -8,7 +8,7 @@ export CGO_ENABLED ?= 0
 GOFILES = $(shell git ls-files '*.go' ':!*.pb.go')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race lint fmt proto proto-check bench fuzz e2e engine clean
+.PHONY: help build run test race sim lint fmt proto proto-check bench fuzz e2e engine clean
 
 help: ## print this help
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ e2e: engine ## only the tests that drive the real binary
 
 race: engine ## the unit tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -count=1 -timeout 30m ./internal/... ./services/...
+
+sim: ## 20,000 simulated logs of the real enricher, then both stages, under crashes and zombies
+	GOGC=400 CALLSCOPE_SIM_SEEDS=20000 go test -p 1 -count=1 -timeout 30m -v -run '^(TestSimulation|TestSimulatedLogicChange|TestNegativeControls)$$' ./services/enricher ./test/sim
 
 lint: ## formatting, go vet and golangci-lint when it is installed
 	unformatted=$$(gofmt -l $(GOFILES)); if [ -n "$$unformatted" ]; then echo "not formatted (make fmt): $$unformatted"; exit 1; fi
