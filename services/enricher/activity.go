@@ -49,6 +49,7 @@ func end(a *callscopev1.Activity, atMs int64) bool {
 	atMs = max(atMs, fromMs)
 	a.SinceMs = nil
 	a.TotalMs += atMs - fromMs
+	a.LastEndedMs = atMs
 	if len(a.Intervals) < maxIntervals {
 		a.Intervals = append(a.Intervals, &callscopev1.ActivityInterval{FromMs: fromMs, ToMs: atMs})
 	}

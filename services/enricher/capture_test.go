@@ -126,14 +126,14 @@ func hash(parts ...string) []byte {
 
 func convertREST(t testing.TB, line object) *callscopev1.Raw {
 	path := line.text("path")
-	_, rest, found := strings.Cut(path, "/apps/")
+	found := strings.Contains(path, "/apps/")
 	if line.text("method") != "POST" {
 		return nil
 	}
 	var conferenceID string
 	switch {
 	case strings.Contains(path, "/conferences/"):
-		_, rest, _ = strings.Cut(path, "/conferences/")
+		_, rest, _ := strings.Cut(path, "/conferences/")
 		segment, _, _ := strings.Cut(rest, "/")
 		var err error
 		if conferenceID, err = url.PathUnescape(segment); err != nil {

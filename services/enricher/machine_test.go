@@ -6,8 +6,8 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"math"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -325,15 +325,20 @@ func TestDeltasUnderAnyCounters(t *testing.T) {
 
 // The machine may not know the time, chance, the network or the system.
 func TestTheMachineIsPure(t *testing.T) {
-	packages, err := parser.ParseDir(token.NewFileSet(), ".", func(file fs.FileInfo) bool {
-		return !strings.HasSuffix(file.Name(), "_test.go")
-	}, 0)
+	names, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
 	service := []string{"enricher.go", "config.go", "metrics.go"}
 	files := 0
-	for name, file := range packages["enricher"].Files {
+	for _, name := range names {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
 		files++
 		allowed := slices.Contains(service, name)
 		for _, spec := range file.Imports {

@@ -53,10 +53,11 @@ func (s *step) applyStats(stats *callscopev1.Stats) {
 	}
 	id := identity(s.c, s.p, s.f)
 	// The transport comes first: its round trip is what the streams are judged by.
-	if sample := s.fabricSample(stats); sample != nil {
+	path := s.fabricSample(stats)
+	if path != nil {
 		s.add(s.key, &callscopev1.Enriched{
 			Identity: id,
-			Body:     &callscopev1.Enriched_FabricSample{FabricSample: sample},
+			Body:     &callscopev1.Enriched_FabricSample{FabricSample: path},
 		})
 	}
 	peers := peerReports(stats)
@@ -67,6 +68,7 @@ func (s *step) applyStats(stats *callscopev1.Stats) {
 		}
 		st := s.streamOf(s.f, direction, rtp)
 		sample := s.streamSample(st, direction, rtp, peers.of(rtp), stats)
+		sample.AudioMos = s.audioMOS(sample, path)
 		if direction == callscopev1.Direction_DIRECTION_INBOUND && s.f.open() &&
 			(count(rtp.FramesDecoded) > 0 || count(rtp.PacketsReceived) > 0) {
 			s.f.firstMedia(s.raw.Claimed.TimeMs, firstMediaReport)

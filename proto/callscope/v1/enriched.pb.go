@@ -1551,10 +1551,11 @@ func (x *PresenceInterval) GetLeftReason() string {
 // ends, ends with it.
 type Activity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`                          // intervals that were begun
-	SinceMs       *int64                 `protobuf:"varint,2,opt,name=since_ms,json=sinceMs,proto3,oneof" json:"since_ms,omitempty"` // begin of the open one
-	TotalMs       int64                  `protobuf:"varint,3,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`       // of all that ended
-	Intervals     []*ActivityInterval    `protobuf:"bytes,4,rep,name=intervals,proto3" json:"intervals,omitempty"`                   // that ended; the first 50
+	Count         uint32                 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`                                  // intervals that were begun
+	SinceMs       *int64                 `protobuf:"varint,2,opt,name=since_ms,json=sinceMs,proto3,oneof" json:"since_ms,omitempty"`         // begin of the open one
+	TotalMs       int64                  `protobuf:"varint,3,opt,name=total_ms,json=totalMs,proto3" json:"total_ms,omitempty"`               // of all that ended
+	Intervals     []*ActivityInterval    `protobuf:"bytes,4,rep,name=intervals,proto3" json:"intervals,omitempty"`                           // that ended; the first 50
+	LastEndedMs   int64                  `protobuf:"varint,5,opt,name=last_ended_ms,json=lastEndedMs,proto3" json:"last_ended_ms,omitempty"` // of the latest that ended, 0 for none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1615,6 +1616,13 @@ func (x *Activity) GetIntervals() []*ActivityInterval {
 		return x.Intervals
 	}
 	return nil
+}
+
+func (x *Activity) GetLastEndedMs() int64 {
+	if x != nil {
+		return x.LastEndedMs
+	}
+	return 0
 }
 
 type ActivityInterval struct {
@@ -2519,12 +2527,13 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"left_at_ms\x18\x02 \x01(\x03H\x00R\bleftAtMs\x88\x01\x01\x12\x1f\n" +
 	"\vleft_reason\x18\x03 \x01(\tR\n" +
 	"leftReasonB\r\n" +
-	"\v_left_at_ms\"\xa6\x01\n" +
+	"\v_left_at_ms\"\xca\x01\n" +
 	"\bActivity\x12\x14\n" +
 	"\x05count\x18\x01 \x01(\rR\x05count\x12\x1e\n" +
 	"\bsince_ms\x18\x02 \x01(\x03H\x00R\asinceMs\x88\x01\x01\x12\x19\n" +
 	"\btotal_ms\x18\x03 \x01(\x03R\atotalMs\x12<\n" +
-	"\tintervals\x18\x04 \x03(\v2\x1e.callscope.v1.ActivityIntervalR\tintervalsB\v\n" +
+	"\tintervals\x18\x04 \x03(\v2\x1e.callscope.v1.ActivityIntervalR\tintervals\x12\"\n" +
+	"\rlast_ended_ms\x18\x05 \x01(\x03R\vlastEndedMsB\v\n" +
 	"\t_since_ms\"@\n" +
 	"\x10ActivityInterval\x12\x17\n" +
 	"\afrom_ms\x18\x01 \x01(\x03R\x06fromMs\x12\x13\n" +

@@ -1255,6 +1255,11 @@ func (m *Activity) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.LastEndedMs != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.LastEndedMs))
+		i--
+		dAtA[i] = 0x28
+	}
 	if len(m.Intervals) > 0 {
 		for iNdEx := len(m.Intervals) - 1; iNdEx >= 0; iNdEx-- {
 			size, err := m.Intervals[iNdEx].MarshalToSizedBufferVT(dAtA[:i])
@@ -2502,6 +2507,9 @@ func (m *Activity) SizeVT() (n int) {
 			l = e.SizeVT()
 			n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 		}
+	}
+	if m.LastEndedMs != 0 {
+		n += 1 + protohelpers.SizeOfVarint(uint64(m.LastEndedMs))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -5750,6 +5758,25 @@ func (m *Activity) UnmarshalVT(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
+		case 5:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field LastEndedMs", wireType)
+			}
+			m.LastEndedMs = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.LastEndedMs |= int64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
