@@ -1,6 +1,8 @@
 package vocabulary
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"math"
 	"strconv"
@@ -8,6 +10,60 @@ import (
 
 	"github.com/valyala/fastjson"
 )
+
+// valid reports whether what fastjson's parser accepted is JSON: the parser bounds the depth and checks the structure,
+// but lets malformed numbers, control characters and unknown escapes pass. Its validator finds them and takes as long
+// as the parser. Where nothing is escaped, only what stands outside the strings can be wrong, and the validator is asked
+// about no more than that.
+func valid(parsed []byte) bool {
+	if bytes.IndexByte(parsed, '\\') >= 0 || hasControl(parsed) {
+		return fastjson.ValidateBytes(parsed) == nil
+	}
+	for i := 0; i < len(parsed); {
+		c := parsed[i]
+		if c == '"' {
+			n := bytes.IndexByte(parsed[i+1:], '"')
+			if n < 0 {
+				return false
+			}
+			i += n + 2
+			continue
+		}
+		if separates[c] {
+			i++
+			continue
+		}
+		start, integer := i, c >= '1' && c <= '9'
+		for i++; i < len(parsed) && !separates[parsed[i]]; i++ {
+			integer = integer && parsed[i] >= '0' && parsed[i] <= '9'
+		}
+		zero := c == '0' && i == start+1
+		if !integer && !zero && fastjson.ValidateBytes(parsed[start:i]) != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// separates holds the characters that end a number or a literal.
+var separates = [256]bool{',': true, ':': true, '{': true, '}': true, '[': true, ']': true, '"': true, ' ': true}
+
+// hasControl reports whether a byte is less than a space, of eight at once: a byte that borrows when the space is
+// subtracted gets its highest bit, which it did not have before.
+func hasControl(b []byte) bool {
+	const spaces, highest = 0x2020202020202020, 0x8080808080808080
+	for ; len(b) >= 8; b = b[8:] {
+		if x := binary.LittleEndian.Uint64(b); (x-spaces)&^x&highest != 0 {
+			return true
+		}
+	}
+	for _, c := range b {
+		if c < ' ' {
+			return true
+		}
+	}
+	return false
+}
 
 // isText reports whether text can read the value. null counts as the empty string, as the spec says.
 func isText(v *fastjson.Value) bool {
@@ -103,14 +159,12 @@ func appendJSON(dst []byte, v *fastjson.Value) []byte {
 }
 
 func appendString(dst, s []byte) []byte {
-	for _, c := range s {
-		if c < 0x20 || c == '"' || c == '\\' {
-			quoted, err := json.Marshal(string(s))
-			if err != nil {
-				panic("vocabulary: marshalling a string failed: " + err.Error()) // it cannot
-			}
-			return append(dst, quoted...)
+	if hasControl(s) || bytes.IndexByte(s, '"') >= 0 || bytes.IndexByte(s, '\\') >= 0 {
+		quoted, err := json.Marshal(string(s))
+		if err != nil {
+			panic("vocabulary: marshalling a string failed: " + err.Error()) // it cannot
 		}
+		return append(dst, quoted...)
 	}
 	dst = append(dst, '"')
 	dst = append(dst, s...)

@@ -83,15 +83,11 @@ func Parse(body []byte, transport Transport) (*Message, error) {
 }
 
 func (m *Message) parse(body []byte, transport Transport) error {
-	// The parser bounds the depth but lets malformed numbers and strings pass, the validator the other way round.
 	root, err := m.parser.ParseBytes(body)
-	if err == nil {
-		err = fastjson.ValidateBytes(body)
+	if err != nil && strings.Contains(err.Error(), "too big depth") {
+		return invalid("depth", "The message is nested more than %d levels deep.", fastjson.MaxDepth)
 	}
-	if err != nil {
-		if strings.Contains(err.Error(), "too big depth") {
-			return invalid("depth", "The message is nested more than %d levels deep.", fastjson.MaxDepth)
-		}
+	if err != nil || !valid(body) {
 		return invalid("json", "The message is not valid JSON.")
 	}
 	m.object, err = root.Object()
