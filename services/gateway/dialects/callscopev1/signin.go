@@ -76,7 +76,7 @@ func readHello(members map[string]*fastjson.Value) (hello, error) {
 func (c *connection) hello(h hello) int {
 	c.challenge = nil
 	if c.signedIn && (h.appID != c.identity.AppID || h.userID != c.identity.UserID || h.session != "" && h.session != c.session) {
-		c.status(statusFrame{CsError: csProtoError, Reason: "identity", CsErrMsg: "Another app, user or session needs another connection."})
+		c.status(statusFrame{CsError: csProtoError, Reason: "identity", CsErrMsg: "Another app, user or session needs another connection.", Frame: c.frames})
 		return 0
 	}
 	switch {
