@@ -316,7 +316,7 @@ func readRTCStats(data []byte) ([]scoredMessage, error) {
 			return nil // of no PeerConnection and no time: a comment of the recorder
 		}
 		if json.Unmarshal(event[len(event)-1], &at) != nil {
-			return nil
+			return nil //nolint:nilerr // a line without a time tells nothing
 		}
 		if relative {
 			at += now
@@ -327,7 +327,7 @@ func readRTCStats(data []byte) ([]scoredMessage, error) {
 			return errors.New("the names of its methods are compressed; this program reads them in full")
 		}
 		if !strings.EqualFold(method, "getstats") || json.Unmarshal(event[1], &pc) != nil {
-			return nil
+			return nil //nolint:nilerr // of no PeerConnection
 		}
 		var report map[string]json.RawMessage
 		if err := json.Unmarshal(event[2], &report); err != nil {

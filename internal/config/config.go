@@ -319,7 +319,7 @@ func flatten(errs []error) []error {
 		if err == nil {
 			continue
 		}
-		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only an error that is itself joined
+		if joined, ok := err.(interface{ Unwrap() []error }); ok {
 			flat = append(flat, flatten(joined.Unwrap())...)
 			continue
 		}

@@ -93,15 +93,15 @@ func (a *answer) fail(e *exception) {
 		a.w.Header().Set(headerCode, strconv.Itoa(e.code))
 		a.w.Header().Set("Content-Type", "text/plain; charset=UTF-8")
 		a.w.WriteHeader(e.status)
-		a.write([]byte(message))
+		_ = a.write([]byte(message)) // the client has gone
 		return
 	}
 	if len(message) > 15<<10 { // clients read an exception block up to 16 KiB
 		message = message[:15<<10] + "\n"
 	}
 	if a.tag != "" {
-		a.write(fmt.Appendf(nil, "\r\n%s\r\n%s\r\n%s%d %s\r\n%s\r\n", exceptionMarker, a.tag, message, len(message), a.tag, exceptionMarker))
-		http.NewResponseController(a.w).Flush()
+		_ = a.write(fmt.Appendf(nil, "\r\n%s\r\n%s\r\n%s%d %s\r\n%s\r\n", exceptionMarker, a.tag, message, len(message), a.tag, exceptionMarker))
+		_ = http.NewResponseController(a.w).Flush()
 	}
 	panic(http.ErrAbortHandler)
 }

@@ -113,14 +113,14 @@ func (e *Engine) run(a *answer, r *http.Request) error {
 		}
 		// What fits the buffer can be looked at before it is run.
 		head, err := data.Peek(insertHeadBytes)
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return &bodyError{err}
 		}
 		if len(head) == 0 {
 			// clickhouse-go sends an empty body when it fails to encode a batch.
 			return newException(http.StatusBadRequest, 108, "NO_DATA_TO_INSERT", "No data to insert")
 		}
-		if err == io.EOF && insert.format == "Values" {
+		if errors.Is(err, io.EOF) && insert.format == "Values" {
 			// The engine would pass over what follows the values.
 			if n, _ := s.classify(insert.statement + "VALUES" + string(head)); n > 1 {
 				return errMultiStatements

@@ -177,7 +177,7 @@ func (p *EngineProcess) runOnce(ctx context.Context, executable, library string,
 		case <-deadline:
 			if !wasReady {
 				timedOut = true
-				cmd.Process.Kill()
+				_ = cmd.Process.Kill() // it may have ended by itself
 			}
 		case <-ping.C:
 			if answers(ctx, p.addr, cmd.Process.Pid) {
@@ -213,7 +213,7 @@ func answers(ctx context.Context, addr string, pid int) bool {
 		return false
 	}
 	defer resp.Body.Close()
-	io.Copy(io.Discard, io.LimitReader(resp.Body, 1024))
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1024)) // only so that the connection is used again
 	return resp.StatusCode == http.StatusOK && resp.Header.Get(headerPID) == strconv.Itoa(pid)
 }
 

@@ -2,6 +2,7 @@ package embedded
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -199,7 +200,7 @@ func TestWatchLifeline(t *testing.T) {
 	}
 	w.Close()
 	<-ctx.Done()
-	if context.Cause(ctx) != ErrParentGone {
+	if !errors.Is(context.Cause(ctx), ErrParentGone) {
 		t.Errorf("cause = %v", context.Cause(ctx))
 	}
 

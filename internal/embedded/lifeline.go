@@ -18,7 +18,7 @@ var ErrParentGone = errors.New("the parent process has ended")
 func WatchLifeline(ctx context.Context, r io.Reader) context.Context {
 	ctx, cancel := context.WithCancelCause(ctx)
 	go func() {
-		io.Copy(io.Discard, r)
+		_, _ = io.Copy(io.Discard, r) // its end is what counts, however it comes
 		cancel(ErrParentGone)
 	}()
 	return ctx

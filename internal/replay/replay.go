@@ -153,16 +153,15 @@ type run struct {
 	log    *slog.Logger
 	window store.Window
 
-	pace    pacer
-	total   atomic.Int64
-	read    atomic.Int64
-	done    atomic.Int64
-	of      int
-	phase   atomic.Value
-	mu      sync.Mutex
-	report  Report
-	sawApp  atomic.Bool
-	started bool
+	pace   pacer
+	total  atomic.Int64
+	read   atomic.Int64
+	done   atomic.Int64
+	of     int
+	phase  atomic.Value
+	mu     sync.Mutex
+	report Report
+	sawApp atomic.Bool
 }
 
 // Run folds, compares and, unless it is a dry run, writes. When ctx ends, or anything fails, what was computed so far is

@@ -105,7 +105,7 @@ func New(cfg Config, client Client, logger *slog.Logger, reg prometheus.Register
 func (s *Stage) Run(ctx context.Context) error {
 	if err := s.checkTopics(ctx); err != nil {
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // told to stop while it looked
 		}
 		return err
 	}

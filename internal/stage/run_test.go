@@ -340,7 +340,7 @@ func TestGapParksOnePartition(t *testing.T) {
 	eventually(t, func() error {
 		err := s.Ready()
 		if err == nil || !strings.Contains(err.Error(), "partition 0: gap") {
-			return fmt.Errorf("readiness: %v", err)
+			return fmt.Errorf("readiness: %w", err)
 		}
 		return nil
 	})

@@ -202,7 +202,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 	g.addr.Store(nil)
 	g.drain(context.WithoutCancel(ctx), server)
 	if err == nil {
-		<-served
+		<-served //nolint:errcheck // http.ErrServerClosed
 		g.log.Info("gateway has drained")
 	}
 	return err

@@ -3,6 +3,7 @@ package gateway
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -91,10 +92,10 @@ func TestConnectionRate(t *testing.T) {
 	defer client.Close()
 	refused := 0
 	l := &guarded{&pipeListener{conns: []net.Conn{server}}, func(string) string { return refusedRate }, func(string) { refused++ }}
-	if _, err := l.Accept(); err != io.EOF || refused != 1 {
+	if _, err := l.Accept(); !errors.Is(err, io.EOF) || refused != 1 {
 		t.Errorf("accepted: %v, refused %d", err, refused)
 	}
-	if _, err := client.Read(make([]byte, 1)); err != io.EOF {
+	if _, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("the refused connection was not closed: %v", err)
 	}
 }

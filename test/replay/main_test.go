@@ -92,7 +92,9 @@ func playOne(path string) ([]*callscopev1.Raw, error) {
 	done := make(chan error, 1)
 	go func() { done <- g.Run(ctx) }()
 	defer func() { cancel(); <-done }()
-	for deadline := time.Now().Add(10 * time.Second); g.Ready() != nil; time.Sleep(5 * time.Millisecond) {
+	poll := time.NewTicker(5 * time.Millisecond)
+	defer poll.Stop()
+	for deadline := time.Now().Add(10 * time.Second); g.Ready() != nil; <-poll.C {
 		if time.Now().After(deadline) {
 			return nil, g.Ready()
 		}

@@ -216,11 +216,11 @@ type point struct{ value, ms float64 }
 
 // naiveStream is what the reports say of one stream.
 type naiveStream struct {
-	samples                             int
-	bitrate, loss, jitter, rtt, freezes []point
-	lost, expected                      float64
-	before, peer                        object
-	beforeMs                            float64
+	samples                    int
+	bitrate, loss, jitter, rtt []point
+	lost, expected             float64
+	before, peer               object
+	beforeMs                   float64
 }
 
 type naiveFabric struct{ first, setUp float64 }

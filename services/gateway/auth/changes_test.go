@@ -264,8 +264,10 @@ func TestStrict(t *testing.T) {
 			t.Errorf("log: %s", f.log)
 		}
 		relaxed := token(123456789, "0102030405060709", "one", 5*time.Minute)
-		if !granted("123456789", relaxed) || !granted("123456789", relaxed) {
-			t.Error("an app that is not strict refuses a token the second time")
+		for range 2 {
+			if !granted("123456789", relaxed) {
+				t.Error("an app that is not strict refuses a token the second time")
+			}
 		}
 		// Still refused within the leeway after exp, and forgotten afterwards.
 		<-time.After(5*time.Minute + 30*time.Second)

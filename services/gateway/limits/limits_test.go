@@ -29,7 +29,7 @@ func TestRates(t *testing.T) {
 		if n, scope := send("bob", 15); n != 10 || scope != App { // 30 of the app, less alice's 20
 			t.Errorf("%d of bob passed, then %q; want 10, app", n, scope)
 		}
-		time.Sleep(time.Second)
+		time.Sleep(time.Second) //nolint:forbidigo // fake time
 		if n, _ := send("alice", 10); n != 2 {
 			t.Errorf("%d of alice passed after a second, want 2", n)
 		}
@@ -104,7 +104,7 @@ func TestMillionConferences(t *testing.T) {
 		if l.Conference("1", "room 3") != None || l.Conference("2", "room 5000000") != None || l.Conference("1", "") != None {
 			t.Error("a known conference, another app's, or none at all is refused")
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(time.Hour) //nolint:forbidigo // fake time
 		if l.Conference("1", "room 5000000") != None {
 			t.Error("a new conference is refused an hour later")
 		}

@@ -54,7 +54,7 @@ func TestVerified(t *testing.T) {
 		check("app deleted", token, "https://a.example", auth.ErrInvalid)
 		known["1"] = app
 		check("good a last time", token, "https://a.example", nil)
-		time.Sleep(auth.Lifetime + time.Minute)
+		time.Sleep(auth.Lifetime + time.Minute) //nolint:forbidigo // fake time
 		check("expired", token, "https://a.example", auth.ErrExpired)
 		if len(v.identities) != 0 {
 			t.Errorf("%d refused tokens are remembered", len(v.identities))
