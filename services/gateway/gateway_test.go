@@ -20,6 +20,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -505,40 +506,173 @@ func TestPreCall(t *testing.T) {
 	}
 }
 
-// TestOddConferenceIDs: ids arrive as they were before encodeURIComponent.
-func TestOddConferenceIDs(t *testing.T) {
-	r := start(t, nil)
-	token := r.signIn("alice", appID)
-	ids := []string{
-		"a", "/", "a/b", "//", "%", "100% sure", "%2F", "a b", " ", "+", "?", "#", "a?b=c#d", "..", ".", "../../etc", "conferences", "123/conferences/x",
-		"😀", "مرحبا", "\u202eabc", "é", "e\u0301", "\x00", "a\x00b", "\n", "\t", "\"quoted\"", "'", "`", "\\", "<script>", "a;b", "a&b=c", "{}", "[]", "\u2028",
-		"https://www.example.test/room/1?x=y", "events", "stats", "authenticate", "clockSync", strings.Repeat("é", 128), strings.Repeat("x", 256), "null", "undefined", "0",
-		"ＡＢＣ", "\ufeffbom", "\u200b", "A", "\x7f", "~", "*", "()", "!", "-_.", "会議室", "भारत", "\U0010FFFF",
+// oddIDs are ids that are unusual and right: each arrives byte for byte, and each is another one than all others.
+var oddIDs = []string{
+	"a", "/", "a/b", "//", "%", "100% sure", "%2F", "%252F", "%zz", "%00", "a b", " ", "  ", " a", "a ", "+", "a+b", "?", "#", "a?b=c#d", "..", ".", "../../etc", "./a", "a/..", "conferences", "123/conferences/x",
+	"😀", "👩\u200d👩\u200d👧", "🇫🇮", "مرحبا", "שלום", "\u202eabc", "\u2066a\u2069", "é", "e\u0301", "\x00", "a\x00b", "a\x00", "\n", "\r\n", "\t", "\"quoted\"", "\"", "'", "`", "\\", "\\u0041", "<script>", "a;b", "a&b=c", "{}", "[]", "\u2028",
+	"https://www.example.test/room/1?x=y", "events", "stats", "authenticate", "clockSync", strings.Repeat("é", 128), strings.Repeat("x", 255), strings.Repeat("x", 256), strings.Repeat("😀", 64),
+	"null", "undefined", "NaN", "true", "0", "-1", "00", "9007199254740993", "1e3",
+	"ＡＢＣ", "ABC", "АВС", "admin", "аdmin", "\ufeffbom", "\u200b", "\u00a0", "A", "\x7f", "\x1b[31m", "~", "*", "()", "!", "-_.", "会議室", "भारत", "ﬁ", "fi", "ß", "ss", "İ", "i\u0307", "K", "\u212a", "\ufffd", "\uffff", "\U0010FFFF",
+	"' OR 1=1 --", "${x}", "a@b", "a:b", "a,b", "a|b", "^", "=",
+}
+
+// badID is an id that is refused, as it stands in a path, with the reason that is counted.
+type badID struct{ name, segment string }
+
+var badConferenceIDs = []badID{
+	{"empty", ""},
+	{"257 bytes", strings.Repeat("x", 257)},
+	{"257 bytes of two-byte characters", strings.Repeat("%C3%A9", 128) + "x"},
+	{"260 bytes of emoji", strings.Repeat("%F0%9F%98%80", 65)},
+	{"no UTF-8 at all", "%FF"},
+	{"a broken sequence", "%C3%28"},
+	{"a cut sequence", "a%E2%82"},
+	{"a continuation alone", "%80"},
+	{"an overlong slash", "%C0%AF"},
+	{"a surrogate", "%ED%A0%80"},
+	{"above U+10FFFF", "%F4%90%80%80"},
+}
+
+// wantIDs: what is wanted of oddIDs holds for at least 60 of them, all different.
+func wantIDs(t *testing.T, n int) {
+	t.Helper()
+	distinct := make(map[string]bool)
+	for _, id := range oddIDs {
+		distinct[id] = true
 	}
-	for _, id := range ids {
+	if len(distinct) != len(oddIDs) {
+		t.Errorf("%d odd ids, of which only %d are different", len(oddIDs), len(distinct))
+	}
+	if n < 60 {
+		t.Errorf("%d odd ids, want at least 60", n)
+	}
+}
+
+// TestOddConferenceIDs: ids arrive as they were before encodeURIComponent, and what is no id has one refusal.
+func TestOddConferenceIDs(t *testing.T) {
+	r := start(t, unlimited)
+	token := r.signIn("alice", appID)
+	const body = `{"eventType":"userAlive","localID":"alice"}`
+	for i, id := range oddIDs {
 		path := "/v1/apps/123456789/conferences/" + encodeURIComponent(id) + "/events/user/alive"
 		// A URL that net/http would parse and clean is not what a browser sends, so the request is written by hand.
-		if status, body := r.raw("POST", path, token, `{"eventType":"userAlive","localID":"alice"}`); status != 200 || body != `{"status":"success"}` {
-			t.Errorf("%q: %d %s", id, status, body)
+		if status, answer := r.raw("POST", path, token, body); status != 200 || answer != `{"status":"success"}` {
+			t.Errorf("%q: %d %s", id, status, answer)
+		}
+		if accepted, all := r.outcomes("accepted", ""), r.metric("callscope_gateway_messages_total"); accepted != float64(i+1) || all != accepted {
+			t.Fatalf("%q: %v accepted of %v outcomes after %d messages", id, accepted, all, i+1)
 		}
 	}
 	var got []string
 	for _, raw := range r.broker.all() {
 		got = append(got, raw.Claimed.ConferenceId)
 	}
-	if diff := cmp.Diff(ids, got); diff != "" {
+	if diff := cmp.Diff(oddIDs, got); diff != "" {
 		t.Errorf("ids (-want +got):\n%s", diff)
 	}
-	// net/http itself refuses a path with a broken escape.
+	for i, bad := range badConferenceIDs {
+		status, answer := r.raw("POST", "/v1/apps/123456789/conferences/"+bad.segment+"/x", token, body)
+		if status != 400 || !strings.Contains(answer, `"status":"error"`) || r.outcomes("invalid", "conference_id") != float64(i+1) {
+			t.Errorf("%s: %d %s", bad.name, status, answer)
+		}
+		if n := r.metric("callscope_gateway_messages_total"); n != float64(len(oddIDs)+i+1) {
+			t.Errorf("%s: %v outcomes after %d messages", bad.name, n, len(oddIDs)+i+1)
+		}
+	}
+	// net/http itself refuses a path with a broken escape, before it is a message.
 	if status, _ := r.raw("POST", "/v1/apps/123456789/conferences/%zz/x", token, "{}"); status != 400 {
 		t.Errorf("a broken escape: %d", status)
 	}
-	for i, segment := range []string{"", "%FF", "%C3%28", strings.Repeat("x", 257), strings.Repeat("%F0%9F%98%80", 65)} {
-		status, body := r.raw("POST", "/v1/apps/123456789/conferences/"+segment+"/x", token, `{"eventType":"userAlive"}`)
-		if status != 400 || !strings.Contains(body, `"status":"error"`) || r.outcomes("invalid", "conference_id") != float64(i+1) {
-			t.Errorf("segment %.20q: %d %s", segment, status, body)
+	if n := len(r.broker.all()); n != len(oddIDs) {
+		t.Errorf("%d records, %d ids are right", n, len(oddIDs))
+	}
+	wantIDs(t, len(got))
+	t.Logf("%d odd ids arrived, %d were refused", len(got), len(badConferenceIDs))
+}
+
+// TestOddUserIDs: the users' ids arrive like those of conferences, over REST in the body as they are, over WebSockets
+// percent-encoded, with the conference's beside it.
+func TestOddUserIDs(t *testing.T) {
+	r := start(t, unlimited)
+	s := &sender{r: r, token: r.signIn("alice", appID), conn: r.dial()}
+	quoted := func(text string) string {
+		b, err := json.Marshal(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	type ids struct{ User, Conference string }
+	var want []ids
+	accepted := func(name, refusal string) {
+		if refusal != "" || r.outcomes("accepted", "") != float64(len(want)) {
+			t.Fatalf("%s: answered %q, %v accepted after %d messages", name, refusal, r.outcomes("accepted", ""), len(want))
 		}
 	}
+	for _, id := range append(slices.Clone(oddIDs), "") {
+		user := id
+		if user == "" { // a message that names no user is of the user who signed in
+			user = "alice"
+		}
+		want = append(want, ids{user, "room"})
+		accepted(fmt.Sprintf("REST, %q", id), s.post("/v1/apps/123456789/conferences/room/u/events/user/alive", `{"eventType":"userAlive","localID":`+quoted(id)+`}`))
+	}
+	for _, id := range oddIDs {
+		want = append(want, ids{id, id})
+		encoded := quoted(encodeURIComponent(id))
+		accepted(fmt.Sprintf("WebSocket, %q", id), s.frame(`{"action":"userAlive","conferenceID":`+encoded+`,"localID":`+encoded+`,"token":"`+s.token+`"}`))
+	}
+	var got []ids
+	for _, raw := range r.broker.all() {
+		got = append(got, ids{raw.Claimed.UserId, raw.Claimed.ConferenceId})
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("ids (-want +got):\n%s", diff)
+	}
+	for _, bad := range []struct{ name, id, reason string }{
+		{"257 bytes", strings.Repeat("u", 257), "user_id"},
+		{"260 bytes of emoji", strings.Repeat("😀", 65), "user_id"},
+		{"258 bytes of Greek", strings.Repeat("α", 129), "user_id"},
+		{"no UTF-8", "\xff", "utf8"},
+		{"a cut sequence", "a\xe2\x82", "utf8"},
+		{"a surrogate", "\xed\xa0\x80", "utf8"},
+		{"an overlong slash", "\xc0\xaf", "utf8"},
+		{"a bare line break", "a\nb", "json"},
+		{"a bare NUL", "a\x00b", "json"},
+	} {
+		for _, transport := range []struct {
+			name string
+			send func() string
+		}{
+			{"REST", func() string {
+				return s.post("/v1/apps/123456789/conferences/room/u/events/user/alive", `{"eventType":"userAlive","localID":"`+bad.id+`"}`)
+			}},
+			{"WebSocket", func() string {
+				return s.frame(`{"action":"userAlive","conferenceID":"room","localID":"` + bad.id + `","token":"` + s.token + `"}`)
+			}},
+		} {
+			before, refused := r.outcomes("invalid", bad.reason), r.metric("callscope_gateway_messages_total", "outcome", "invalid")
+			if answer := transport.send(); answer == "" {
+				t.Errorf("%s, %s: accepted", transport.name, bad.name)
+			}
+			if n := r.outcomes("invalid", bad.reason); n != before+1 || r.metric("callscope_gateway_messages_total", "outcome", "invalid") != refused+1 {
+				t.Errorf("%s, %s: invalid(%s) counted %v times", transport.name, bad.name, bad.reason, n-before)
+			}
+		}
+	}
+	// Percent-encoded bytes that are no UTF-8 can only come over WebSockets.
+	for i, bad := range badConferenceIDs[4:] {
+		if answer := s.frame(`{"action":"userAlive","conferenceID":"room","localID":"` + bad.segment + `","token":"` + s.token + `"}`); answer == "" {
+			t.Errorf("WebSocket, %s percent-encoded: accepted", bad.name)
+		}
+		if n := r.outcomes("invalid", "user_id"); n != float64(6+i+1) {
+			t.Errorf("WebSocket, %s percent-encoded: %v refused", bad.name, n)
+		}
+	}
+	if n := len(r.broker.all()); n != len(want) {
+		t.Errorf("%d records, want %d", n, len(want))
+	}
+	wantIDs(t, len(oddIDs))
 }
 
 func hmacSHA256(key, text []byte) []byte {

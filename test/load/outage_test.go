@@ -96,7 +96,7 @@ func TestBrokerOutage(t *testing.T) {
 	}
 	gateway := start(t, "callscope gateway", "gateway", "--set", "kafka.brokers="+brokerAddr, "--set", "kafka.partitions=4",
 		"--set", "gateway.addr="+gatewayAddr, "--set", "admin.addr="+admin, "--set", "gateway.token_key=a-load-test-token-key-0123456789",
-		"--set", "gateway.budget_bytes="+strconv.Itoa(budgetBytes), "--set", `apps=[{"id":"`+appID+`","secrets":["`+secret+`"]}]`)
+		"--set", "gateway.budget_bytes="+strconv.Itoa(budgetBytes), "--set", "gateway.limits.address_messages_per_second=-1", "--set", `apps=[{"id":"`+appID+`","secrets":["`+secret+`"]}]`)
 	ready(t, gateway, admin)
 
 	counts := &tally{answered: make(map[int64]bool), joined: make(map[int64]bool)}
@@ -109,6 +109,32 @@ func TestBrokerOutage(t *testing.T) {
 	for i := range socketClients {
 		clients.Go(func() { socketClient(socketStops, t, gatewayAddr, fmt.Sprint("socket", i), counts) })
 	}
+	var ours sync.WaitGroup
+	var sessions, cutting []*protocolClient
+	for i := range steadyClients + eagerClients + cutClients {
+		c := &protocolClient{gateway: gatewayAddr, user: fmt.Sprint("session", i), cut: make(chan struct{}, 1)}
+		switch {
+		case i >= steadyClients+eagerClients:
+			cutting = append(cutting, c)
+		case i >= steadyClients:
+			c.eager = true
+		}
+		sessions = append(sessions, c)
+		ours.Go(func() {
+			if err := c.run(t.Context(), ctx, counts); err != nil {
+				t.Errorf("%s: %v", c.user, err)
+			}
+		})
+	}
+	t.Cleanup(ours.Wait)
+	cutAll := func() {
+		for _, c := range cutting {
+			select {
+			case c.cut <- struct{}{}:
+			default: // the last one is still to come
+			}
+		}
+	}
 	grown := func(by int) func() string {
 		from := counts.count()
 		return func() string {
@@ -118,33 +144,79 @@ func TestBrokerOutage(t *testing.T) {
 			return ""
 		}
 	}
-	eventually(t, 30*time.Second, "messages being stored", grown(1000))
+	sessionsGrown := func(by int64) func() string {
+		from := make([]int64, len(sessions))
+		for i, c := range sessions {
+			from[i] = c.acked.Load()
+		}
+		return func() string {
+			for i, c := range sessions {
+				if n := c.acked.Load() - from[i]; n < by {
+					return fmt.Sprintf("%s: %d of %d messages", c.user, n, by)
+				}
+			}
+			return ""
+		}
+	}
+	eventually(t, time.Minute, "messages being stored", grown(1000))
+	eventually(t, time.Minute, "messages of every session being stored", sessionsGrown(100))
+	cutAll()
+	eventually(t, time.Minute, "messages of every session being stored after a cut", sessionsGrown(20))
 
 	broker.kill()
 	t.Logf("the broker is away for %s, after %d stored messages", away, counts.count())
-	end := time.NewTimer(away)
 	var peak int64
-	probe := time.NewTicker(500 * time.Millisecond)
-	for waiting := true; waiting; {
-		select {
-		case <-end.C:
-			waiting = false
-		case <-probe.C:
-			peak = max(peak, resident(t, gateway))
+	var inFlight float64
+	watch := func(during time.Duration) {
+		end := time.NewTimer(during)
+		probe := time.NewTicker(500 * time.Millisecond)
+		defer probe.Stop()
+		for {
+			select {
+			case <-end.C:
+				return
+			case <-probe.C:
+				peak = max(peak, resident(t, gateway))
+				inFlight = max(inFlight, sum(scrape(t, admin), "callscope_gateway_in_flight_bytes"))
+			}
 		}
 	}
-	probe.Stop()
+	watch(away / 2)
+	ackedAtHalf := make([]int64, len(sessions)) // long after the last acknowledgement of the broker that is gone
+	for i, c := range sessions {
+		ackedAtHalf[i] = c.acked.Load()
+	}
+	cutAll()
+	watch(away - away/2)
 	if n := counts.closed.Load(); n == 0 {
 		t.Error("no REST message was refused while the broker was away: it was not away")
 	}
+	waitingMessages, resumed := int64(0), 0
+	for i, c := range sessions {
+		if n := c.acked.Load(); n != ackedAtHalf[i] {
+			t.Errorf("%s: %d messages were acknowledged while there was no broker", c.user, n-ackedAtHalf[i])
+		}
+		if c.cuts.Load() == 0 && c.outstanding.Load() == 0 {
+			t.Errorf("%s: nothing waits for an acknowledgement at the end of the outage", c.user)
+		}
+		if c.connections.Load() > c.cuts.Load() && c.cuts.Load() > 0 {
+			resumed++
+		}
+		waitingMessages += c.made.Load() - c.acked.Load()
+	}
+	t.Logf("at the end of the outage %d messages of %d sessions wait, %d of %d cut sessions have resumed", waitingMessages, len(sessions), resumed, len(cutting))
 	startBroker()
 	back := time.Now()
-	eventually(t, 30*time.Second, "messages being stored again", grown(1000))
+	eventually(t, time.Minute, "messages being stored again", grown(1000))
 	t.Logf("a thousand more messages were stored %s after the return", time.Since(back).Round(time.Millisecond))
+	eventually(t, 2*time.Minute, "messages of every session being stored again", sessionsGrown(100))
+	t.Logf("a hundred more messages of every session were stored %s after the return", time.Since(back).Round(time.Millisecond))
+	cutAll()
 
 	stop()
 	close(socketStops)
 	clients.Wait()
+	ours.Wait()
 	peak = max(peak, resident(t, gateway))
 
 	// Every message has one outcome, and what was closed is what was shed.
@@ -160,7 +232,8 @@ func TestBrokerOutage(t *testing.T) {
 		}
 		return ""
 	})
-	shed := sum(metrics, "callscope_gateway_messages_total", `outcome="shed"`)
+	shedAgain := sum(metrics, "callscope_gateway_messages_total", `outcome="shed"`, `dialect="callscope_v1"`)
+	shed := sum(metrics, "callscope_gateway_messages_total", `outcome="shed"`) - shedAgain
 	accepted := sum(metrics, "callscope_gateway_messages_total", `outcome="accepted"`)
 	unconfirmed := sum(metrics, "callscope_gateway_messages_total", `outcome="join_unconfirmed"`)
 	if closed := counts.closed.Load(); float64(closed) != shed {
@@ -177,7 +250,7 @@ func TestBrokerOutage(t *testing.T) {
 	}
 
 	// Nothing that was answered is missing.
-	stored := readStored(t, brokerAddr)
+	stored, ofSession := readStored(t, brokerAddr)
 	lost, doubled := 0, 0
 	for n := range counts.answered {
 		switch {
@@ -195,6 +268,30 @@ func TestBrokerOutage(t *testing.T) {
 	if lost > 0 {
 		t.Errorf("%d of %d answered messages are not in Kafka", lost, len(counts.answered))
 	}
+	// Nothing of our own protocol is missing, whatever happened: all was acknowledged in the end, and is stored once.
+	sent, repeats, throttles, cuts, connections := 0, 0, int64(0), int64(0), int64(0)
+	for _, c := range sessions {
+		repeats += c.checkStored(t, ofSession[c.user])
+		sent += len(c.ids)
+		throttles, cuts, connections = throttles+c.throttles.Load(), cuts+c.cuts.Load(), connections+c.connections.Load()
+		if c.lost.Load() > c.cuts.Load() {
+			t.Errorf("%s: lost %d connections, of which %d by its own cut: a client must be slowed, not dropped", c.user, c.lost.Load(), c.cuts.Load())
+		}
+		if c.eager && c.throttles.Load() == 0 {
+			t.Errorf("%s: was not told to slow down", c.user)
+		}
+	}
+	for _, c := range cutting {
+		if c.cuts.Load() < 2 {
+			t.Errorf("%s: was cut %d times, want one under load and one in the outage", c.user, c.cuts.Load())
+		}
+	}
+	t.Logf("own protocol: %d sessions over %d connections, %d cuts, %d throttles; %d messages sent, all acknowledged and stored, %d repeats for the dedup, %v shed and sent again",
+		len(sessions), connections, cuts, throttles, sent, repeats, shedAgain)
+	if inFlight > budgetBytes {
+		t.Errorf("%v bytes in flight, the budget is %d", inFlight, budgetBytes)
+	}
+	t.Logf("at most %.0f KiB in flight of a budget of %d", inFlight/1024, budgetBytes>>10)
 	if peak > maxResident {
 		t.Errorf("the gateway took %d MiB at the peak, want at most %d", peak>>20, maxResident>>20)
 	}
@@ -328,12 +425,13 @@ func connect(t *testing.T, broker string) *stream.Client {
 	return client
 }
 
-// readStored returns how often each message is in the raw topic.
-func readStored(t *testing.T, broker string) map[int64]int {
+// readStored returns how often each message is in the raw topic, and the records of our own protocol by user. All of a
+// user are in one partition, so they are in the order in which they were stored.
+func readStored(t *testing.T, broker string) (map[int64]int, map[string][]*callscopev1.Raw) {
 	t.Helper()
 	client := connect(t, broker)
 	defer client.Close()
-	stored := make(map[int64]int)
+	stored, ofSession := make(map[int64]int), make(map[string][]*callscopev1.Raw)
 	for partition := range int32(4) {
 		for offset := int64(0); ; {
 			batch, err := client.Fetch(t.Context(), stream.TopicRaw, partition, offset, 4<<20, time.Second)
@@ -346,6 +444,10 @@ func readStored(t *testing.T, broker string) map[int64]int {
 					t.Fatalf("record %d of partition %d: %v", r.Offset, partition, err)
 				}
 				stored[int64(raw.GetClaimed().GetTimeMs())]++
+				if raw.GetObserved().GetDialect() == callscopev1.Dialect_DIALECT_CALLSCOPE {
+					user := raw.GetClaimed().GetUserId()
+					ofSession[user] = append(ofSession[user], raw)
+				}
 			}
 			offset = batch.Next
 			if offset >= batch.End {
@@ -353,7 +455,7 @@ func readStored(t *testing.T, broker string) map[int64]int {
 			}
 		}
 	}
-	return stored
+	return stored, ofSession
 }
 
 // scrape reads the metrics of an admin server: name with labels, and value.
