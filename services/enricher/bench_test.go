@@ -2,9 +2,12 @@ package enricher
 
 import (
 	"fmt"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/callscope/callscope/internal/stage"
 	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
@@ -119,6 +122,19 @@ func BenchmarkStep(b *testing.B) {
 			})
 		})
 	}
+	// The record of a 20 KB report, with what callscope has no field for.
+	full := proto.CloneOf(stats)
+	full.OtherEntriesJson = "[" + strings.Repeat(" ", 20_000-full.SizeVT()) + "]"
+	b.Run("stats20KB/conferences=1000/participants=2", func(b *testing.B) {
+		benchmarkMessages(b, 1_000, 2, full, func(c *client) *callscopev1.Raw {
+			for _, rtp := range full.Rtp {
+				rtp.TimestampMs = float64(captureBaseMs + c.p.nowMs)
+			}
+			raw := c.message("stats", "f", "peer")
+			raw.Payload = &callscopev1.Raw_Stats{Stats: full}
+			return raw
+		})
+	})
 	for _, size := range []struct{ conferences, participants int }{{1_000, 2}, {10_000, 2}, {10, 500}} {
 		b.Run(fmt.Sprintf("stats/conferences=%d/participants=%d", size.conferences, size.participants), func(b *testing.B) {
 			benchmarkMessages(b, size.conferences, size.participants, stats, func(c *client) *callscopev1.Raw {
