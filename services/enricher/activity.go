@@ -67,12 +67,16 @@ func (s *step) applyActivity() {
 	switch s.raw.EventType {
 	case eventAudioMute:
 		changed = begin(&facts.AudioMute, atMs)
+		s.switchMedia(audio, true)
 	case eventAudioUnmute:
 		changed = end(facts.AudioMute, atMs)
+		s.switchMedia(audio, false)
 	case eventVideoPause:
 		changed = begin(&facts.VideoPause, atMs)
+		s.switchMedia(video, true)
 	case eventVideoResume:
 		changed = end(facts.VideoPause, atMs)
+		s.switchMedia(video, false)
 	case eventScreenShareStart:
 		changed = begin(&facts.ScreenShare, atMs)
 	case eventScreenShareStop:

@@ -14,6 +14,7 @@ const reasonIdle = "idle"
 type conference struct {
 	s            *callscopev1.EnricherConference
 	byKey        map[participantKey]*participant
+	byUser       map[string][]*participant
 	participants []*participant // in the order of arrival
 	changed      bool           // its facts must be written
 	t            timer
@@ -33,7 +34,7 @@ func newConference(appID, conferenceID string, messageUID []byte, receivedAtMs, 
 				FirstRawOffset: offset,
 			},
 		},
-		byKey:   map[participantKey]*participant{},
+		byKey: map[participantKey]*participant{}, byUser: map[string][]*participant{},
 		changed: true,
 	}
 }
@@ -111,6 +112,7 @@ func (c *conference) join(key participantKey, offset int64) *participant {
 
 func (c *conference) index(p *participant) {
 	c.byKey[participantKey{p.s.UserId, p.s.DeviceId}] = p
+	c.byUser[p.s.UserId] = append(c.byUser[p.s.UserId], p)
 	c.participants = append(c.participants, p)
 }
 
@@ -119,11 +121,11 @@ func (c *conference) index(p *participant) {
 // left other than by silence, or ended its fabrics towards the other user. A
 // connection that breaks after that is no failure.
 func (c *conference) hasLeft(user, otherUser string) bool {
+	if user == otherUser {
+		return false
+	}
 	known := false
-	for _, p := range c.participants {
-		if p.s.UserId != user || user == otherUser {
-			continue
-		}
+	for _, p := range c.byUser[user] {
 		known = true
 		if !p.s.Facts.Present {
 			if p.s.Facts.LeftReason == reasonIdle {

@@ -4,8 +4,11 @@
 // there, on which connection, when it started, worked, broke and ended, from
 // the log alone.
 //
-// Its Machine is pure: no clock, no randomness, no I/O. It computes no scores
-// and no summaries (services/summarizer does), knows no client dialect (the
+// It alone decides what was silent on purpose, and scores what was heard in an
+// interval by the formulas of internal/quality.
+//
+// Its Machine is pure: no clock, no randomness, no I/O. It computes no summaries
+// and no video scores (services/summarizer does), knows no client dialect (the
 // gateway translates them), and neither reads nor writes Kafka itself
 // (internal/stage does).
 package enricher

@@ -12,9 +12,9 @@ import (
 const (
 	// LogicVersion is written into every output. It changes with every change
 	// of what Step gives for the same log.
-	LogicVersion = 1
+	LogicVersion = 2
 	// FormatVersion is that of the snapshots.
-	FormatVersion = 1
+	FormatVersion = 2
 )
 
 // The times of design 4, all in alive milliseconds.

@@ -125,6 +125,12 @@ func (p *participant) newFabric(connectionID, remoteID string, receivedAtMs int6
 		},
 		changed: true,
 	}
+	if p.s.AudioOff {
+		f.s.Audio = &callscopev1.EnricherSwitch{Off: true}
+	}
+	if p.s.VideoOff {
+		f.s.Video = &callscopev1.EnricherSwitch{Off: true}
+	}
 	p.index(f)
 	p.s.Fabrics = append(p.s.Fabrics, f.s)
 	return f

@@ -68,7 +68,7 @@ func (s *step) applyStats(stats *callscopev1.Stats) {
 		}
 		st := s.streamOf(s.f, direction, rtp)
 		sample := s.streamSample(st, direction, rtp, peers.of(rtp), stats)
-		sample.AudioMos = s.audioMOS(sample, path)
+		s.score(sample, path)
 		if direction == callscopev1.Direction_DIRECTION_INBOUND && s.f.open() &&
 			(count(rtp.FramesDecoded) > 0 || count(rtp.PacketsReceived) > 0) {
 			s.f.firstMedia(s.raw.Claimed.TimeMs, firstMediaReport)

@@ -74,7 +74,14 @@ func TestAudioMOSOfSamples(t *testing.T) {
 			if test.change != nil {
 				test.change(rtp)
 			}
-			got := report(rtp).AudioMos
+			sample := report(rtp)
+			got := sample.AudioMos
+			if (got == nil) != (sample.AudioDelayPenalty == nil) || (got == nil) != (sample.AudioLossPenalty == nil) {
+				t.Errorf("MOS and what it lost go together: %v", sample)
+			}
+			if want := (132 - 10.2) * test.lost / (test.lost + 4.3) / 1.48; got != nil && math.Abs(*sample.AudioLossPenalty-want) > 1e-3 {
+				t.Errorf("lost %v to loss, want %v", *sample.AudioLossPenalty, want)
+			}
 			switch {
 			case math.IsNaN(test.want):
 				if got != nil {

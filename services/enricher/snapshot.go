@@ -75,7 +75,7 @@ func (m *Machine) Restore(formatVersion uint32, data []byte) error {
 
 // restoreConference builds the indexes over a conference's state.
 func restoreConference(s *callscopev1.EnricherConference) *conference {
-	c := &conference{s: s, byKey: map[participantKey]*participant{}}
+	c := &conference{s: s, byKey: map[participantKey]*participant{}, byUser: map[string][]*participant{}}
 	for _, ps := range s.Participants {
 		p := &participant{c: c, s: ps, byConnection: map[string]*fabric{}}
 		c.index(p)

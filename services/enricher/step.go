@@ -262,6 +262,7 @@ func (s *step) aliveAgain(closing, joining bool) {
 		}
 		if !s.p.s.Facts.Present {
 			s.p.enter(receivedAtMs)
+			s.p.s.AudioOff, s.p.s.VideoOff = false, false // whoever joins begins anew
 		}
 		s.p.stay() // a userJoined or a new fabric within the 3 s
 		if s.connectionID != "" && s.f == nil {

@@ -2,6 +2,7 @@ package summarizer
 
 import (
 	"encoding/json"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -93,7 +94,7 @@ func TestOneWayAudio(t *testing.T) {
 	for name, tc := range map[string]struct {
 		alice, bob samples
 		reports    int
-		event      string // of alice, before
+		silence    callscopev1.Silence // of what alice sends
 		server     bool
 		want       bool // bob hears nothing of alice
 	}{
@@ -109,14 +110,16 @@ func TestOneWayAudio(t *testing.T) {
 		"the listener's is":                          {alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{atBob(500, -1), back}},
 		"nobody plays sound":                         {alice: samples{toBob(500, 0.05), sound(inbound, "2", "bob", 500, 0)}, bob: samples{atBob(500, 0), back}},
 		"no packets, and the speaker plays no sound": {alice: samples{toBob(500, 0.05), sound(inbound, "2", "bob", 500, 0)}, bob: samples{atBob(0, -1), back}, want: true},
-		"muted":                      {alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{atBob(500, 0), back}, event: "audioMute"},
-		"on hold":                    {alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{atBob(0, -1), back}, event: "fabricHold"},
+		"muted":                      {alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{atBob(500, 0), back}, silence: callscopev1.Silence_SILENCE_MUTED},
+		"on hold":                    {alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{atBob(0, -1), back}, silence: callscopev1.Silence_SILENCE_HELD},
 		"nothing works either way":   {alice: samples{toBob(500, 0.05), sound(inbound, "2", "bob", 0, -1)}, bob: samples{atBob(0, -1), back}},
 		"the listener sends nothing": {alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{atBob(0, -1), sound(outbound, "2", "bob", 0, 0)}},
 	} {
 		p := newProblem(t, tc.server)
-		if tc.event != "" {
-			p.l.event(p.alice, &callscopev1.Event{EventType: tc.event})
+		for _, s := range append(slices.Clone(tc.alice), tc.bob...) {
+			if s.OwnerUserId == "alice" {
+				s.Silence = tc.silence
+			}
 		}
 		reports := 4
 		if tc.reports > 0 {
@@ -180,7 +183,7 @@ func TestFindingsOfASender(t *testing.T) {
 		frames  float64
 		change  func(*callscopev1.StreamSample)
 		reports int
-		event   string
+		silence callscopev1.Silence
 		relayed []*bool // of alice's fabrics
 		want    []string
 	}{
@@ -188,8 +191,8 @@ func TestFindingsOfASender(t *testing.T) {
 		"frozen for one report":         {frames: 0, change: source(30), reports: 1},
 		"source unknown":                {frames: 0, reports: 3},
 		"source off":                    {frames: 0, change: source(0), reports: 3},
-		"paused":                        {frames: 0, change: source(30), reports: 3, event: "videoPause"},
-		"on hold":                       {frames: 0, change: source(30), reports: 3, event: "fabricHold"},
+		"paused":                        {frames: 0, change: source(30), reports: 3, silence: callscopev1.Silence_SILENCE_PAUSED},
+		"on hold":                       {frames: 0, change: source(30), reports: 3, silence: callscopev1.Silence_SILENCE_HELD},
 		"frames flow":                   {frames: 30, change: source(30), reports: 3},
 		"limited by the processor":      {frames: 30, change: limited(2500, 0), reports: 9, want: []string{"cpuLimited"}},
 		"just below a fifth":            {frames: 30, change: limited(1900, 1900), reports: 12},
@@ -204,9 +207,6 @@ func TestFindingsOfASender(t *testing.T) {
 		"nobody knows of being relayed": {frames: 30, reports: 1, relayed: []*bool{nil}},
 	} {
 		p := newProblem(t, true)
-		if tc.event != "" {
-			p.l.event(p.alice, &callscopev1.Event{EventType: tc.event})
-		}
 		for i, relayed := range tc.relayed {
 			w := p.alice
 			if i > 0 {
@@ -214,7 +214,9 @@ func TestFindingsOfASender(t *testing.T) {
 			}
 			p.l.fabric(w, &callscopev1.FabricFacts{StartedAtMs: begin, Outcome: setup, Relayed: relayed})
 		}
-		p.each(tc.reports, samples{shown(outbound, "1", "alice", tc.frames, tc.change)}, nil)
+		sent := shown(outbound, "1", "alice", tc.frames, tc.change)
+		sent.Silence = tc.silence
+		p.each(tc.reports, samples{sent}, nil)
 		ofAlice, ofBob, _ := p.end()
 		if diff := cmp.Diff(tc.want, ofAlice.Findings); diff != "" {
 			t.Errorf("%s: %s", name, diff)

@@ -28,6 +28,12 @@ func drawLog(rt *rapid.T, l *log) {
 		}
 		return new(number.Draw(rt, label))
 	}
+	maybeScore := func(label string) *float64 {
+		if rapid.Bool().Draw(rt, label+" odd") {
+			return maybe(label)
+		}
+		return new(rapid.Float64Range(1, 4.5).Draw(rt, label))
+	}
 	draw := func(label string, of ...string) string { return rapid.SampledFrom(of).Draw(rt, label) }
 	for range rapid.IntRange(1, 80).Draw(rt, "records") {
 		w := who{
@@ -51,6 +57,7 @@ func drawLog(rt *rapid.T, l *log) {
 			l.conference(w, facts)
 		case 2:
 			muted := present(0)
+			muted.ScreenShare = &callscopev1.Activity{Count: 1, SinceMs: new(int64(begin))}
 			muted.AudioMute = &callscopev1.Activity{Count: 3, TotalMs: 5, SinceMs: new(int64(begin))}
 			l.participant(w, rapid.SampledFrom([]*callscopev1.ParticipantFacts{
 				{}, present(0), present(0, l.alive), present(0, l.alive, l.alive), present(l.alive, 0), muted,
@@ -70,6 +77,8 @@ func drawLog(rt *rapid.T, l *log) {
 				JitterBufferDelayMs: maybe("playout"), AudioLevel: maybe("level"), SamplesReceived: maybe("heard"), ConcealedSamples: maybe("concealed"),
 				QualityLimitedCpuMs: maybe("cpu"), QualityLimitedBandwidthMs: maybe("bandwidth"), QualityLimitationReason: draw("limitation", "", "cpu", "other"),
 				SourceFrameRate: maybe("source"), SourceFrameHeight: maybe("source height"), FrameHeight: maybe("height"),
+				AudioMos: maybeScore("score"), AudioDelayPenalty: maybe("delay penalty"), AudioLossPenalty: maybe("loss penalty"),
+				Silence: callscopev1.Silence(rapid.IntRange(0, 4).Draw(rt, "silence")),
 			})
 		case 7:
 			l.path(w, &callscopev1.FabricSample{IntervalMs: maybe("interval"), RttMs: maybe("rtt"), BytesSent: maybe("sent"), BytesReceived: maybe("received")})
@@ -239,7 +248,7 @@ func scoresWithin(rt *rapid.T, s *callscopev1.Summary, scores ...*callscopev1.Di
 func TestRestoreRefusesWhatItCannotRead(t *testing.T) {
 	l := newLog(t)
 	twoUsers(l)
-	l.sample(alice, heard(0))
+	l.sample(alice, heard(t, 0))
 	before, _ := l.machine.Snapshot()
 	for name, tc := range map[string]struct {
 		version uint32
@@ -264,7 +273,7 @@ func TestThroughTheRuntime(t *testing.T) {
 	l := newLog(t)
 	twoUsers(l)
 	l.tick(1000)
-	l.sample(alice, heard(0.01))
+	l.sample(alice, heard(t, 0.01))
 	l.leave(alice, setup, 200)
 	l.leave(bob, setup, 200)
 	l.end(5000, "")

@@ -14,7 +14,7 @@ import (
 const (
 	// logicVersion changes with anything that makes other summaries of the
 	// same records; every summary carries it.
-	logicVersion = 2
+	logicVersion = 3
 	// partialEveryMs is the alive time between the partial summaries of an
 	// open conference, counted from its start.
 	partialEveryMs = 60_000
@@ -148,30 +148,19 @@ func (m *Machine) event(e *callscopev1.Enriched, ev *callscopev1.Event) {
 		p.feedback = new(overall)
 		p.change(raw)
 	}
-	var f *fabric
-	if len(e.Identity.FabricUid) > 0 {
-		f = p.fabric(e.Identity, raw)
-		f.touch(raw)
+	ofFabric := len(e.Identity.FabricUid) > 0
+	if ofFabric {
+		p.fabric(e.Identity, raw).touch(raw)
 	}
 	// What fails on a fabric is in the fabric's facts; a failure without one
 	// (getUserMedia) is the participant's.
-	if fail := ev.Failure; fail != nil && !fail.IsLog && f == nil {
+	if fail := ev.Failure; fail != nil && !fail.IsLog && !ofFabric {
 		if !p.setupFailed {
 			p.setupFailed, p.failureFunction, p.failureReason = true, fail.Function, fail.Reason
 		}
 		p.change(raw)
 	}
-	silence := &p.silence
-	if f != nil {
-		silence = &f.silence
-	}
-	silence.apply(ev.EventType, e.ReceivedAtMs)
-	switch ev.EventType {
-	case "screenShareStart":
-		p.sharingScreen = true
-	case "screenShareStop":
-		p.sharingScreen = false
-	case "callUnAnswered":
+	if ev.EventType == "callUnAnswered" {
 		p.unanswered = true
 	}
 }
@@ -195,9 +184,6 @@ func (m *Machine) fabricSample(e *callscopev1.Enriched, s *callscopev1.FabricSam
 	p.add(measureRTT, s.RttMs, weight, quality.RTTMsThreshold)
 	p.add(measureBitrateIn, kbps(s.BytesReceived, s.IntervalMs), weight, 0)
 	p.add(measureBitrateOut, kbps(s.BytesSent, s.IntervalMs), weight, 0)
-	if s.RttMs != nil && usable(*s.RttMs) {
-		f.lastRTT = s.RttMs
-	}
 	if s.Relayed != nil {
 		f.relayed = s.Relayed
 	}
@@ -255,22 +241,24 @@ func (m *Machine) streamSample(e *callscopev1.Enriched, s *callscopev1.StreamSam
 	if s.IntervalMs != nil && usable(*s.IntervalMs) {
 		intervalMs = min(*s.IntervalMs, maxIntervalMs)
 	}
-	sinceMs := e.ReceivedAtMs - int64(intervalMs)
-	silent := c.silentStream(p, f, st, sinceMs)
+	silent := s.Silence != callscopev1.Silence_SILENCE_UNSPECIFIED
 	c.observe(p, f, st, s, e, intervalMs, silent)
 	if s.Packets == nil || !(*s.Packets > 0) {
 		return
 	}
 	p.sawMedia(e.TimeMs-intervalMs, e.TimeMs)
-	if s.Direction != callscopev1.Direction_DIRECTION_INBOUND || silent {
+	if s.Direction != callscopev1.Direction_DIRECTION_INBOUND {
 		return // only what somebody heard or saw is scored
 	}
 	switch st.facts.MediaType {
 	case "audio":
-		if mos := st.scoreAudio(f, s, loss, weight, limit); mos != nil {
-			p.add(measureAudioMOS, mos, weight, quality.AudioMOSThreshold)
+		if st.countAudio(s, weight, limit) {
+			p.add(measureAudioMOS, s.AudioMos, weight, quality.AudioMOSThreshold)
 		}
 	case "video":
+		if silent {
+			return
+		}
 		if score := st.scoreVideo(s, loss, weight, limit, c.viewOf(p, f, st)); score != nil {
 			p.add(measureVideoScore, score, weight, quality.VideoScoreThreshold)
 		}
@@ -337,19 +325,16 @@ func (st *streamState) countLoss(s *callscopev1.StreamSample) {
 	}
 }
 
-// scoreAudio scores what the listener heard in the interval, nil where it
-// cannot. The path's round-trip time is the latest of the fabric.
-func (st *streamState) scoreAudio(f *fabric, s *callscopev1.StreamSample, loss *float64, weight uint64, limit int) *float64 {
-	score, ok := quality.ScoreHeard(quality.Heard{
-		Concealment: s.Concealment, Loss: loss, RTTMs: s.RttMs, PathRTTMs: f.lastRTT, PlayoutDelayMs: s.JitterBufferDelayMs,
-	})
-	if !ok {
-		return nil
+// countAudio counts what the enricher scored the interval with, and tells
+// whether it did.
+func (st *streamState) countAudio(s *callscopev1.StreamSample, weight uint64, limit int) bool {
+	if s.AudioMos == nil || !(*s.AudioMos >= 1 && *s.AudioMos <= 5) {
+		return false
 	}
-	st.audioMOS = add(st.audioMOS, &score.MOS, weight, quality.AudioMOSThreshold, limit)
-	st.penalize(penaltyAudioDelay, score.DelayPenalty, weight)
-	st.penalize(penaltyAudioLoss, score.LossPenalty, weight)
-	return &score.MOS
+	st.audioMOS = add(st.audioMOS, s.AudioMos, weight, quality.AudioMOSThreshold, limit)
+	st.penalize(penaltyAudioDelay, s.GetAudioDelayPenalty(), weight)
+	st.penalize(penaltyAudioLoss, s.GetAudioLossPenalty(), weight)
+	return true
 }
 
 // view is what a viewer may expect of a video.
@@ -404,8 +389,12 @@ func (st *streamState) scoreVideo(s *callscopev1.StreamSample, loss *float64, we
 	return &score.Score
 }
 
-// penalize sums what a score lost for one reason. Penalties have four decimals.
+// penalize sums what a score lost for one reason. Penalties have four decimals
+// and are at most 100.
 func (st *streamState) penalize(penalty int, points float64, weight uint64) {
+	if !(points >= 0 && points <= 100) {
+		return
+	}
 	st.penalties[penalty] += uint64(math.Round(points*1e4)) * weight
 }
 
@@ -427,7 +416,7 @@ func (c *conference) showsScreen(f *fabric, facts *callscopev1.StreamFacts) bool
 		return false
 	}
 	for _, owner := range c.byUser[facts.OwnerUserId] {
-		if owner.sharingScreen {
+		if owner.facts.GetScreenShare().GetSinceMs() != 0 {
 			return true
 		}
 	}

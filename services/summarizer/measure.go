@@ -43,7 +43,7 @@ type measure struct {
 	min, max float64
 	belowMs  uint64
 	sketch   quality.Sketch
-	totalMs  uint64 // not 0: the weight, and there is no sketch
+	totalMs  uint64 // not 0: the weight; it has no sketch, or one of rounded weights
 }
 
 // weight is the measured time in milliseconds.
@@ -109,10 +109,12 @@ func merge(m, other *measure, weight uint64) *measure {
 	if m == nil {
 		m = &measure{min: other.min, max: other.max}
 	}
+	// Its mean is exact, whatever the rounding of the sketch's weights.
 	m.sum += float64(other.mean() * float64(weight))
 	m.min, m.max = min(m.min, other.min), max(m.max, other.max)
 	m.belowMs += uint64(math.Round(float64(other.belowMs) / float64(own) * float64(weight)))
 	m.sketch.Merge(&other.sketch, weight, own)
+	m.totalMs += weight
 	return m
 }
 

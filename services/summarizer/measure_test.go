@@ -191,11 +191,17 @@ func TestLossOfAWholeStream(t *testing.T) {
 	}
 }
 
-// heard is an inbound audio sample of ten seconds.
-func heard(loss float64) *callscopev1.StreamSample {
+// heard is an inbound audio sample of ten seconds, scored as an enricher does.
+func heard(t *testing.T, loss float64) *callscopev1.StreamSample {
+	t.Helper()
+	score, ok := quality.AudioMOS(quality.AudioInput{Loss: loss, RTTMs: 60, PlayoutDelayMs: 40})
+	if !ok {
+		t.Fatal("no score")
+	}
 	return &callscopev1.StreamSample{
 		Ssrc: "5", Direction: inbound, MediaType: "audio", OwnerUserId: "bob", IntervalMs: new(10_000.0),
 		Packets: new(500.0), PacketsLost: new(0.0), Loss: new(0.0), Concealment: &loss, RttMs: new(60.0), JitterBufferDelayMs: new(40.0),
+		AudioMos: &score.MOS, AudioDelayPenalty: &score.DelayPenalty, AudioLossPenalty: &score.LossPenalty,
 	}
 }
 
@@ -221,28 +227,26 @@ func scoreOf(l *log, w who, ssrc string) *callscopev1.Distribution {
 	return nil
 }
 
+// The enricher scores; what it says is counted where somebody listened.
 func TestAudioScores(t *testing.T) {
 	for name, tc := range map[string]struct {
 		change func(*callscopev1.StreamSample)
 		want   *float64
 	}{
-		"concealment":                       {func(s *callscopev1.StreamSample) { s.Loss = new(0.5) }, new(mos(t, 0.05, 60, 40))},
-		"loss where nothing counts samples": {func(s *callscopev1.StreamSample) { s.Concealment, s.Loss = nil, new(0.02) }, new(mos(t, 0.02, 60, 40))},
-		"neither known":                     {func(s *callscopev1.StreamSample) { s.Concealment, s.Loss, s.PacketsLost = nil, nil, nil }, nil},
-		"round-trip time of the path":       {func(s *callscopev1.StreamSample) { s.RttMs = nil }, new(mos(t, 0.05, 300, 40))},
-		"playout delay unknown":             {func(s *callscopev1.StreamSample) { s.JitterBufferDelayMs = nil }, new(mos(t, 0.05, 60, quality.DefaultPlayoutDelayMs))},
-		"long playout delay":                {func(s *callscopev1.StreamSample) { s.JitterBufferDelayMs = new(400.0) }, new(mos(t, 0.05, 60, 400))},
-		"no packets":                        {func(s *callscopev1.StreamSample) { s.Packets = new(0.0) }, nil},
-		"packets unknown":                   {func(s *callscopev1.StreamSample) { s.Packets = nil }, nil},
-		"outbound":                          {func(s *callscopev1.StreamSample) { s.Direction = outbound }, nil},
-		"another kind of media":             {func(s *callscopev1.StreamSample) { s.MediaType = "data" }, nil},
-		"not a number":                      {func(s *callscopev1.StreamSample) { s.Concealment, s.RttMs = new(math.NaN()), new(math.Inf(1)) }, new(mos(t, 0, 300, 40))},
+		"scored":                {func(*callscopev1.StreamSample) {}, new(mos(t, 0.05, 60, 40))},
+		"by the enricher alone": {func(s *callscopev1.StreamSample) { s.AudioMos, s.Concealment, s.RttMs = new(2.5), nil, nil }, new(2.5)},
+		"not scored":            {func(s *callscopev1.StreamSample) { s.AudioMos = nil }, nil},
+		"no packets":            {func(s *callscopev1.StreamSample) { s.Packets = new(0.0) }, nil},
+		"packets unknown":       {func(s *callscopev1.StreamSample) { s.Packets = nil }, nil},
+		"outbound":              {func(s *callscopev1.StreamSample) { s.Direction = outbound }, nil},
+		"another kind of media": {func(s *callscopev1.StreamSample) { s.MediaType = "data" }, nil},
+		"not a number":          {func(s *callscopev1.StreamSample) { s.AudioMos = new(math.NaN()) }, nil},
+		"no score":              {func(s *callscopev1.StreamSample) { s.AudioMos = new(0.5) }, nil},
 	} {
 		l := newLog(t)
 		twoUsers(l)
 		l.message()
-		l.path(alice, &callscopev1.FabricSample{IntervalMs: new(10_000.0), RttMs: new(300.0)})
-		s := heard(0.05)
+		s := heard(t, 0.05)
 		tc.change(s)
 		l.sample(alice, s)
 		d := scoreOf(l, alice, "5")
@@ -255,110 +259,30 @@ func TestAudioScores(t *testing.T) {
 	}
 }
 
-func TestNoScoreWithoutARoundTripTime(t *testing.T) {
-	l := newLog(t)
-	twoUsers(l)
-	s := heard(0)
-	s.RttMs = nil
-	l.sample(alice, s)
-	if d := scoreOf(l, alice, "5"); d != nil {
-		t.Errorf("scored %v", d)
-	}
-}
-
-// What somebody switched off on purpose is not scored, and neither is the
-// interval in which it was switched on again.
-func TestSilenceIsNotScored(t *testing.T) {
-	bobAlone := who{app: "1", room: "room", user: "bob", device: "d2"}
-	for name, tc := range map[string]struct {
-		off, on string
-		by      who
-		video   bool
-		hidden  bool
-	}{
-		"speaker muted":                       {off: "audioMute", on: "audioUnmute", by: bob, hidden: true},
-		"speaker muted, no fabric named":      {off: "audioMute", on: "audioUnmute", by: bobAlone, hidden: true},
-		"listener muted":                      {off: "audioMute", on: "audioUnmute", by: alice},
-		"speaker paused video":                {off: "videoPause", on: "videoResume", by: bob},
-		"sender paused video":                 {off: "videoPause", on: "videoResume", by: bob, video: true, hidden: true},
-		"sender muted audio of a video":       {off: "audioMute", on: "audioUnmute", by: bob, video: true},
-		"speaker holds":                       {off: "fabricHold", on: "fabricResume", by: bob, hidden: true},
-		"listener holds":                      {off: "fabricHold", on: "fabricResume", by: alice, hidden: true},
-		"listener holds video":                {off: "fabricHold", on: "fabricResume", by: alice, video: true, hidden: true},
-		"speaker muted towards somebody else": {off: "audioMute", on: "audioUnmute", by: who{app: "1", room: "room", user: "bob", device: "d2", connection: "c9", remote: "carol"}},
-		"somebody else muted":                 {off: "audioMute", on: "audioUnmute", by: carol},
+// A picture that somebody switched off on purpose is not scored.
+func TestVideoInSilenceIsNotScored(t *testing.T) {
+	for silence, want := range map[callscopev1.Silence]*float64{
+		callscopev1.Silence_SILENCE_UNSPECIFIED: new(5.0),
+		callscopev1.Silence_SILENCE_PAUSED:      nil,
+		callscopev1.Silence_SILENCE_HELD:        nil,
 	} {
 		l := newLog(t)
 		twoUsers(l)
-		l.message()
-		l.participant(carol, present(0))
-		l.fabric(who{app: "1", room: "room", user: "bob", device: "d2", connection: "c9", remote: "carol"}, &callscopev1.FabricFacts{StartedAtMs: begin, Outcome: setup})
-		sample := func() {
-			l.tick(10_000)
-			l.message()
-			s := heard(0)
-			if tc.video {
-				s.MediaType, s.FrameRate = "video", new(30.0)
-			}
-			l.sample(alice, s)
+		l.sample(alice, &callscopev1.StreamSample{
+			Ssrc: "6", Direction: inbound, MediaType: "video", OwnerUserId: "bob", IntervalMs: new(10_000.0),
+			Packets: new(100.0), FrameRate: new(30.0), FreezeMs: new(0.0), Silence: silence,
+		})
+		d := scoreOf(l, alice, "6")
+		if d == nil {
+			d = &callscopev1.Distribution{}
 		}
-		var counts []float64
-		count := func() {
-			st := l.machine.conferences[string(name16)].byUID[string(alice.identity().ParticipantUid)].fabrics[0].streams[0]
-			m := st.audioMOS
-			if tc.video {
-				m = st.videoScore
-			}
-			total := 0.0
-			if m != nil {
-				total = float64(m.sketch.Weight()) / 10_000
-			}
-			counts = append(counts, total)
-		}
-		sample()
-		count()
-		l.tick(5000)
-		l.message()
-		l.event(tc.by, &callscopev1.Event{EventType: tc.off})
-		sample()
-		sample()
-		count()
-		l.tick(5000)
-		l.message()
-		l.event(tc.by, &callscopev1.Event{EventType: tc.on})
-		l.alive -= 5000 // the interval of the next sample began before
-		sample()
-		count()
-		sample()
-		count()
-		want := []float64{1, 3, 4, 5}
-		if tc.hidden {
-			want = []float64{1, 1, 1, 2}
-		}
-		if !slices.Equal(counts, want) {
-			t.Errorf("%s: scored %v samples after each step, want %v", name, counts, want)
+		if !closeTo(d.Mean, want, 1e-9) {
+			t.Errorf("%v: score %v, want %v", silence, show(d.Mean), show(want))
 		}
 	}
 }
 
 var name16 = name("1", "room")
-
-// Two devices of one user: silent only when both are.
-func TestSilenceOfTwoDevices(t *testing.T) {
-	l := newLog(t)
-	twoUsers(l)
-	other := who{app: "1", room: "room", user: "bob", device: "d9", connection: "c9", remote: "alice"}
-	l.message()
-	l.participant(other, present(0))
-	l.fabric(other, &callscopev1.FabricFacts{StartedAtMs: begin, Outcome: setup})
-	l.event(bob, &callscopev1.Event{EventType: "audioMute"})
-	l.sample(alice, heard(0))
-	l.event(other, &callscopev1.Event{EventType: "audioMute"})
-	l.sample(alice, heard(0.5))
-	if d := scoreOf(l, alice, "5"); d == nil || d.GetMin() != d.GetMax() || d.GetMax() != mos(t, 0, 60, 40) {
-		t.Errorf("scores %v, want that of the first sample alone", d)
-	}
-}
 
 func TestRecoveryAfterABadMinute(t *testing.T) {
 	l := newLog(t)
@@ -371,7 +295,7 @@ func TestRecoveryAfterABadMinute(t *testing.T) {
 		if i >= 6 && i < 12 {
 			loss = 0.3
 		}
-		l.sample(alice, heard(loss))
+		l.sample(alice, heard(t, loss))
 	}
 	d := scoreOf(l, alice, "5")
 	worst, last = mos(t, 0.3, 60, 40), mos(t, 0, 60, 40)
@@ -395,7 +319,9 @@ func TestVideoScores(t *testing.T) {
 		l := newLog(t)
 		twoUsers(l)
 		if tc.sharing {
-			l.event(bob, &callscopev1.Event{EventType: "screenShareStart"})
+			facts := present(0)
+			facts.ScreenShare = &callscopev1.Activity{Count: 1, SinceMs: new(int64(begin))}
+			l.participant(bob, facts)
 		}
 		l.fabric(alice, &callscopev1.FabricFacts{StartedAtMs: begin, Outcome: setup, Usage: tc.usage})
 		l.sample(alice, &callscopev1.StreamSample{
@@ -414,7 +340,7 @@ func TestScoresOfParticipantAndConference(t *testing.T) {
 	l := newLog(t)
 	twoUsers(l)
 	send := func(w who, ssrc string, loss, ms float64) {
-		s := heard(loss)
+		s := heard(t, loss)
 		s.Ssrc, s.IntervalMs, s.OwnerUserId = ssrc, &ms, "somebody"
 		l.sample(w, s)
 	}
@@ -531,7 +457,7 @@ func TestWorstParticipant(t *testing.T) {
 			l.participant(w, present(0))
 			l.conference(room, openFacts())
 			if loss, ok := tc.losses[user]; ok {
-				l.sample(w, heard(loss))
+				l.sample(w, heard(t, loss))
 			}
 		}
 		l.tick(1000)

@@ -5,13 +5,15 @@ import (
 	"container/heap"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
+	"strconv"
 
 	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
 )
 
 // formatVersion is the version of the snapshot's encoding.
-const formatVersion = 2
+const formatVersion = 3
 
 // progress is what was written of one entity.
 type progress struct {
@@ -52,8 +54,6 @@ type participant struct {
 	failureFunction           string
 	failureReason             string
 	unanswered                bool
-	sharingScreen             bool
-	silence                   silence
 
 	fabrics []*fabric
 	byUID   map[string]*fabric
@@ -88,9 +88,7 @@ type fabric struct {
 	uid                    []byte
 	facts                  *callscopev1.FabricFacts
 	rtt                    *measure
-	lastRTT                *float64
 	relayed                *bool
-	silence                silence
 
 	streams []*streamState
 	byKey   map[streamKey]*streamState
@@ -318,7 +316,7 @@ func (p *participant) state(w *words) *callscopev1.SummarizerParticipant {
 		UserId: p.userID, DeviceId: p.deviceID, ParticipantUid: p.uid, Facts: p.facts, LastMessageAtMs: p.lastMessageMs,
 		FeedbackOverall: p.feedback, FirstMediaMs: p.firstMediaMs, LastMediaMs: p.lastMediaMs,
 		SetupFailed: p.setupFailed, FailureFunction: p.failureFunction, FailureReason: p.failureReason,
-		Unanswered: p.unanswered, SharingScreen: p.sharingScreen, Silence: p.silence.state(), Progress: p.progress.state(),
+		Unanswered: p.unanswered, Progress: p.progress.state(),
 		Fabrics: make([]*callscopev1.SummarizerFabric, len(p.fabrics)),
 		Camera:  p.camera.state(), Screen: p.screen.state(), TalkMs: p.talkMs, TalkedUntilMs: p.talkedUntilMs,
 		Measures: make([]*callscopev1.SummarizerMeasure, measureCount),
@@ -362,7 +360,7 @@ func participantOf(s *callscopev1.SummarizerParticipant, words []string) (*parti
 		progress: progressOf(s.Progress), userID: s.UserId, deviceID: s.DeviceId, uid: s.ParticipantUid, facts: s.Facts,
 		lastMessageMs: s.LastMessageAtMs, feedback: s.FeedbackOverall, firstMediaMs: s.FirstMediaMs, lastMediaMs: s.LastMediaMs,
 		setupFailed: s.SetupFailed, failureFunction: s.FailureFunction, failureReason: s.FailureReason,
-		unanswered: s.Unanswered, sharingScreen: s.SharingScreen, silence: silenceOf(s.Silence), byUID: map[string]*fabric{},
+		unanswered: s.Unanswered, byUID: map[string]*fabric{},
 		camera: source{s.GetCamera().GetFrameRate(), s.GetCamera().GetFrameHeight()},
 		screen: source{s.GetScreen().GetFrameRate(), s.GetScreen().GetFrameHeight()},
 		talkMs: s.TalkMs, talkedUntilMs: s.TalkedUntilMs,
@@ -395,7 +393,7 @@ func participantOf(s *callscopev1.SummarizerParticipant, words []string) (*parti
 func (f *fabric) state(w *words) *callscopev1.SummarizerFabric {
 	s := &callscopev1.SummarizerFabric{
 		ConnectionId: f.connectionID, RemoteId: f.remoteID, FabricUid: f.uid, Facts: f.facts, Rtt: f.rtt.state(),
-		LastRttMs: f.lastRTT, Relayed: f.relayed, Silence: f.silence.state(), Progress: f.progress.state(),
+		Relayed: f.relayed, Progress: f.progress.state(),
 		Streams: make([]*callscopev1.SummarizerStream, len(f.streams)),
 	}
 	for i, st := range f.streams {
@@ -411,7 +409,7 @@ func fabricOf(s *callscopev1.SummarizerFabric, words []string) (*fabric, error) 
 	}
 	f := &fabric{
 		progress: progressOf(s.Progress), connectionID: s.ConnectionId, remoteID: s.RemoteId, uid: s.FabricUid, facts: s.Facts,
-		rtt: rtt, lastRTT: s.LastRttMs, relayed: s.Relayed, silence: silenceOf(s.Silence), byKey: map[streamKey]*streamState{},
+		rtt: rtt, relayed: s.Relayed, byKey: map[streamKey]*streamState{},
 	}
 	for _, ss := range s.Streams {
 		st, err := streamOf(ss, words)
@@ -426,18 +424,37 @@ func fabricOf(s *callscopev1.SummarizerFabric, words []string) (*fabric, error) 
 
 func (st *streamState) state(w *words) *callscopev1.SummarizerStream {
 	facts := st.facts
-	return &callscopev1.SummarizerStream{
-		Ssrc: facts.Ssrc, Direction: facts.Direction, MediaType: w.number(facts.MediaType), OwnerUserId: w.number(facts.OwnerUserId),
+	s := &callscopev1.SummarizerStream{
+		Direction: facts.Direction, MediaType: w.number(facts.MediaType), OwnerUserId: w.number(facts.OwnerUserId),
 		OwnerSource: facts.OwnerSource, UsageLabel: w.number(facts.UsageLabel), Codec: w.number(facts.Codec),
 		StartedAtMs: facts.StartedAtMs, EndedAtMs: facts.EndedAtMs,
 		Assumed: st.assumed, Samples: st.samples, LastSampleAtMs: st.lastSampleMs,
 		BitrateKbps: st.bitrate.state(), Loss: st.loss.state(), JitterMs: st.jitter.state(), RttMs: st.rtt.state(),
 		AudioMos: st.audioMOS.state(), VideoScore: st.videoScore.state(),
-		PacketsLost: st.lost, PacketsExpected: st.expected, Progress: st.progress.state(),
+		Progress:  st.progress.state(),
 		Penalties: withoutZerosAtTheEnd(st.penalties[:]), Sums: withoutZerosAtTheEnd(st.sums[:]),
 		Flowing: st.flowing, Voiced: st.voiced,
 	}
+	if n, err := strconv.ParseUint(facts.Ssrc, 10, 32); err == nil && n > 0 && strconv.FormatUint(n, 10) == facts.Ssrc {
+		s.SsrcNumber = uint32(n)
+	} else {
+		s.Ssrc = facts.Ssrc
+	}
+	if isWhole(st.lost) {
+		s.WholePacketsLost = int64(st.lost)
+	} else {
+		s.PacketsLost = st.lost
+	}
+	if isWhole(st.expected) && st.expected >= 0 {
+		s.WholePacketsExpected = uint64(st.expected)
+	} else {
+		s.PacketsExpected = st.expected
+	}
+	return s
 }
+
+// isWhole tells whether an integer holds the number as well.
+func isWhole(v float64) bool { return v == math.Trunc(v) && math.Abs(v) < 1<<53 }
 
 func withoutZerosAtTheEnd(numbers []uint64) []uint64 {
 	for len(numbers) > 0 && numbers[len(numbers)-1] == 0 {
@@ -465,7 +482,11 @@ func streamOf(s *callscopev1.SummarizerStream, words []string) (*streamState, er
 			Ssrc: s.Ssrc, Direction: s.Direction, MediaType: word(s.MediaType), OwnerUserId: word(s.OwnerUserId), OwnerSource: s.OwnerSource,
 			UsageLabel: word(s.UsageLabel), Codec: word(s.Codec), StartedAtMs: s.StartedAtMs, EndedAtMs: s.EndedAtMs,
 		},
-		lost: s.PacketsLost, expected: s.PacketsExpected, flowing: s.Flowing, voiced: s.Voiced,
+		lost: s.PacketsLost + float64(s.WholePacketsLost), expected: s.PacketsExpected + float64(s.WholePacketsExpected),
+		flowing: s.Flowing, voiced: s.Voiced,
+	}
+	if s.SsrcNumber > 0 {
+		st.facts.Ssrc = strconv.FormatUint(uint64(s.SsrcNumber), 10)
 	}
 	copy(st.penalties[:], s.Penalties)
 	copy(st.sums[:], s.Sums)

@@ -125,6 +125,58 @@ func (OwnerSource) EnumDescriptor() ([]byte, []int) {
 	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{1}
 }
 
+type Silence int32
+
+const (
+	Silence_SILENCE_UNSPECIFIED Silence = 0 // nothing was off
+	Silence_SILENCE_MUTED       Silence = 1 // audio
+	Silence_SILENCE_PAUSED      Silence = 2 // video
+	Silence_SILENCE_HELD        Silence = 3
+)
+
+// Enum value maps for Silence.
+var (
+	Silence_name = map[int32]string{
+		0: "SILENCE_UNSPECIFIED",
+		1: "SILENCE_MUTED",
+		2: "SILENCE_PAUSED",
+		3: "SILENCE_HELD",
+	}
+	Silence_value = map[string]int32{
+		"SILENCE_UNSPECIFIED": 0,
+		"SILENCE_MUTED":       1,
+		"SILENCE_PAUSED":      2,
+		"SILENCE_HELD":        3,
+	}
+)
+
+func (x Silence) Enum() *Silence {
+	p := new(Silence)
+	*p = x
+	return p
+}
+
+func (x Silence) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Silence) Descriptor() protoreflect.EnumDescriptor {
+	return file_callscope_v1_enriched_proto_enumTypes[2].Descriptor()
+}
+
+func (Silence) Type() protoreflect.EnumType {
+	return &file_callscope_v1_enriched_proto_enumTypes[2]
+}
+
+func (x Silence) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Silence.Descriptor instead.
+func (Silence) EnumDescriptor() ([]byte, []int) {
+	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{2}
+}
+
 type ConferenceState int32
 
 const (
@@ -161,11 +213,11 @@ func (x ConferenceState) String() string {
 }
 
 func (ConferenceState) Descriptor() protoreflect.EnumDescriptor {
-	return file_callscope_v1_enriched_proto_enumTypes[2].Descriptor()
+	return file_callscope_v1_enriched_proto_enumTypes[3].Descriptor()
 }
 
 func (ConferenceState) Type() protoreflect.EnumType {
-	return &file_callscope_v1_enriched_proto_enumTypes[2]
+	return &file_callscope_v1_enriched_proto_enumTypes[3]
 }
 
 func (x ConferenceState) Number() protoreflect.EnumNumber {
@@ -174,7 +226,7 @@ func (x ConferenceState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ConferenceState.Descriptor instead.
 func (ConferenceState) EnumDescriptor() ([]byte, []int) {
-	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{2}
+	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{3}
 }
 
 type FabricOutcome int32
@@ -219,11 +271,11 @@ func (x FabricOutcome) String() string {
 }
 
 func (FabricOutcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_callscope_v1_enriched_proto_enumTypes[3].Descriptor()
+	return file_callscope_v1_enriched_proto_enumTypes[4].Descriptor()
 }
 
 func (FabricOutcome) Type() protoreflect.EnumType {
-	return &file_callscope_v1_enriched_proto_enumTypes[3]
+	return &file_callscope_v1_enriched_proto_enumTypes[4]
 }
 
 func (x FabricOutcome) Number() protoreflect.EnumNumber {
@@ -232,7 +284,7 @@ func (x FabricOutcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use FabricOutcome.Descriptor instead.
 func (FabricOutcome) EnumDescriptor() ([]byte, []int) {
-	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{3}
+	return file_callscope_v1_enriched_proto_rawDescGZIP(), []int{4}
 }
 
 // Enriched is one output of the enricher: an event with its resolved identity,
@@ -957,11 +1009,19 @@ type StreamSample struct {
 	// Outbound video: what the source (camera, screen) delivers.
 	SourceFrameRate   *float64 `protobuf:"fixed64,40,opt,name=source_frame_rate,json=sourceFrameRate,proto3,oneof" json:"source_frame_rate,omitempty"`
 	SourceFrameHeight *float64 `protobuf:"fixed64,41,opt,name=source_frame_height,json=sourceFrameHeight,proto3,oneof" json:"source_frame_height,omitempty"`
-	// Inbound audio: MOS of the interval; absent while muted or held, without
-	// packets, loss or round-trip time.
-	AudioMos      *float64 `protobuf:"fixed64,42,opt,name=audio_mos,json=audioMos,proto3,oneof" json:"audio_mos,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Inbound audio: MOS of the interval; absent in silence, without packets,
+	// loss or round-trip time.
+	AudioMos *float64 `protobuf:"fixed64,42,opt,name=audio_mos,json=audioMos,proto3,oneof" json:"audio_mos,omitempty"`
+	// What somebody had switched off on purpose in any part of the interval: of
+	// an inbound stream its owner, or the hold of its own fabric; of an outbound
+	// one its sender. What cannot be heard or seen is not scored.
+	Silence Silence `protobuf:"varint,43,opt,name=silence,proto3,enum=callscope.v1.Silence" json:"silence,omitempty"`
+	// Points of R' (0 to 100) that audio_mos lost to delay and to loss; absent
+	// without it.
+	AudioDelayPenalty *float64 `protobuf:"fixed64,44,opt,name=audio_delay_penalty,json=audioDelayPenalty,proto3,oneof" json:"audio_delay_penalty,omitempty"`
+	AudioLossPenalty  *float64 `protobuf:"fixed64,45,opt,name=audio_loss_penalty,json=audioLossPenalty,proto3,oneof" json:"audio_loss_penalty,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *StreamSample) Reset() {
@@ -1228,6 +1288,27 @@ func (x *StreamSample) GetSourceFrameHeight() float64 {
 func (x *StreamSample) GetAudioMos() float64 {
 	if x != nil && x.AudioMos != nil {
 		return *x.AudioMos
+	}
+	return 0
+}
+
+func (x *StreamSample) GetSilence() Silence {
+	if x != nil {
+		return x.Silence
+	}
+	return Silence_SILENCE_UNSPECIFIED
+}
+
+func (x *StreamSample) GetAudioDelayPenalty() float64 {
+	if x != nil && x.AudioDelayPenalty != nil {
+		return *x.AudioDelayPenalty
+	}
+	return 0
+}
+
+func (x *StreamSample) GetAudioLossPenalty() float64 {
+	if x != nil && x.AudioLossPenalty != nil {
+		return *x.AudioLossPenalty
 	}
 	return 0
 }
@@ -2407,7 +2488,7 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"\t_delay_ms\"0\n" +
 	"\rStatsReceived\x12\x1f\n" +
 	"\vrtp_entries\x18\x01 \x01(\rR\n" +
-	"rtpEntries\"\xaf\x0e\n" +
+	"rtpEntries\"\xf7\x0f\n" +
 	"\fStreamSample\x12\x12\n" +
 	"\x04ssrc\x18\x01 \x01(\tR\x04ssrc\x125\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x17.callscope.v1.DirectionR\tdirection\x12\x1d\n" +
@@ -2451,7 +2532,10 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"\x1cquality_limited_bandwidth_ms\x18! \x01(\x01H\x15R\x19qualityLimitedBandwidthMs\x88\x01\x01\x12/\n" +
 	"\x11source_frame_rate\x18( \x01(\x01H\x16R\x0fsourceFrameRate\x88\x01\x01\x123\n" +
 	"\x13source_frame_height\x18) \x01(\x01H\x17R\x11sourceFrameHeight\x88\x01\x01\x12 \n" +
-	"\taudio_mos\x18* \x01(\x01H\x18R\baudioMos\x88\x01\x01B\x0e\n" +
+	"\taudio_mos\x18* \x01(\x01H\x18R\baudioMos\x88\x01\x01\x12/\n" +
+	"\asilence\x18+ \x01(\x0e2\x15.callscope.v1.SilenceR\asilence\x123\n" +
+	"\x13audio_delay_penalty\x18, \x01(\x01H\x19R\x11audioDelayPenalty\x88\x01\x01\x121\n" +
+	"\x12audio_loss_penalty\x18- \x01(\x01H\x1aR\x10audioLossPenalty\x88\x01\x01B\x0e\n" +
 	"\f_interval_msB\x0f\n" +
 	"\r_bitrate_kbpsB\n" +
 	"\n" +
@@ -2480,7 +2564,9 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"\x12_source_frame_rateB\x16\n" +
 	"\x14_source_frame_heightB\f\n" +
 	"\n" +
-	"_audio_mos\"\x9b\x05\n" +
+	"_audio_mosB\x16\n" +
+	"\x14_audio_delay_penaltyB\x15\n" +
+	"\x13_audio_loss_penalty\"\x9b\x05\n" +
 	"\fFabricSample\x12$\n" +
 	"\vinterval_ms\x18\x01 \x01(\x01H\x00R\n" +
 	"intervalMs\x88\x01\x01\x12\x1a\n" +
@@ -2636,7 +2722,12 @@ const file_callscope_v1_enriched_proto_rawDesc = "" +
 	"\x14OWNER_SOURCE_DEFAULT\x10\x01\x12\x1c\n" +
 	"\x18OWNER_SOURCE_ASSOCIATION\x10\x02\x12\x19\n" +
 	"\x15OWNER_SOURCE_SSRC_MAP\x10\x03\x12\x18\n" +
-	"\x14OWNER_SOURCE_UNKNOWN\x10\x04*\x8a\x01\n" +
+	"\x14OWNER_SOURCE_UNKNOWN\x10\x04*[\n" +
+	"\aSilence\x12\x17\n" +
+	"\x13SILENCE_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rSILENCE_MUTED\x10\x01\x12\x12\n" +
+	"\x0eSILENCE_PAUSED\x10\x02\x12\x10\n" +
+	"\fSILENCE_HELD\x10\x03*\x8a\x01\n" +
 	"\x0fConferenceState\x12 \n" +
 	"\x1cCONFERENCE_STATE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15CONFERENCE_STATE_OPEN\x10\x01\x12\x1a\n" +
@@ -2662,73 +2753,75 @@ func file_callscope_v1_enriched_proto_rawDescGZIP() []byte {
 	return file_callscope_v1_enriched_proto_rawDescData
 }
 
-var file_callscope_v1_enriched_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
+var file_callscope_v1_enriched_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
 var file_callscope_v1_enriched_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_callscope_v1_enriched_proto_goTypes = []any{
 	(Direction)(0),             // 0: callscope.v1.Direction
 	(OwnerSource)(0),           // 1: callscope.v1.OwnerSource
-	(ConferenceState)(0),       // 2: callscope.v1.ConferenceState
-	(FabricOutcome)(0),         // 3: callscope.v1.FabricOutcome
-	(*Enriched)(nil),           // 4: callscope.v1.Enriched
-	(*TimePassed)(nil),         // 5: callscope.v1.TimePassed
-	(*Event)(nil),              // 6: callscope.v1.Event
-	(*FeedbackGiven)(nil),      // 7: callscope.v1.FeedbackGiven
-	(*FailureReported)(nil),    // 8: callscope.v1.FailureReported
-	(*StatsReceived)(nil),      // 9: callscope.v1.StatsReceived
-	(*StreamSample)(nil),       // 10: callscope.v1.StreamSample
-	(*FabricSample)(nil),       // 11: callscope.v1.FabricSample
-	(*ConferenceFacts)(nil),    // 12: callscope.v1.ConferenceFacts
-	(*PresenceInterval)(nil),   // 13: callscope.v1.PresenceInterval
-	(*Activity)(nil),           // 14: callscope.v1.Activity
-	(*ActivityInterval)(nil),   // 15: callscope.v1.ActivityInterval
-	(*ParticipantFacts)(nil),   // 16: callscope.v1.ParticipantFacts
-	(*FabricFacts)(nil),        // 17: callscope.v1.FabricFacts
-	(*StreamFacts)(nil),        // 18: callscope.v1.StreamFacts
-	(*PreCallTest)(nil),        // 19: callscope.v1.PreCallTest
-	(*Origin)(nil),             // 20: callscope.v1.Origin
-	(*Identity)(nil),           // 21: callscope.v1.Identity
-	(*EndpointInfo)(nil),       // 22: callscope.v1.EndpointInfo
-	(*MediaDevice)(nil),        // 23: callscope.v1.MediaDevice
-	(*PreCallTestResults)(nil), // 24: callscope.v1.PreCallTestResults
+	(Silence)(0),               // 2: callscope.v1.Silence
+	(ConferenceState)(0),       // 3: callscope.v1.ConferenceState
+	(FabricOutcome)(0),         // 4: callscope.v1.FabricOutcome
+	(*Enriched)(nil),           // 5: callscope.v1.Enriched
+	(*TimePassed)(nil),         // 6: callscope.v1.TimePassed
+	(*Event)(nil),              // 7: callscope.v1.Event
+	(*FeedbackGiven)(nil),      // 8: callscope.v1.FeedbackGiven
+	(*FailureReported)(nil),    // 9: callscope.v1.FailureReported
+	(*StatsReceived)(nil),      // 10: callscope.v1.StatsReceived
+	(*StreamSample)(nil),       // 11: callscope.v1.StreamSample
+	(*FabricSample)(nil),       // 12: callscope.v1.FabricSample
+	(*ConferenceFacts)(nil),    // 13: callscope.v1.ConferenceFacts
+	(*PresenceInterval)(nil),   // 14: callscope.v1.PresenceInterval
+	(*Activity)(nil),           // 15: callscope.v1.Activity
+	(*ActivityInterval)(nil),   // 16: callscope.v1.ActivityInterval
+	(*ParticipantFacts)(nil),   // 17: callscope.v1.ParticipantFacts
+	(*FabricFacts)(nil),        // 18: callscope.v1.FabricFacts
+	(*StreamFacts)(nil),        // 19: callscope.v1.StreamFacts
+	(*PreCallTest)(nil),        // 20: callscope.v1.PreCallTest
+	(*Origin)(nil),             // 21: callscope.v1.Origin
+	(*Identity)(nil),           // 22: callscope.v1.Identity
+	(*EndpointInfo)(nil),       // 23: callscope.v1.EndpointInfo
+	(*MediaDevice)(nil),        // 24: callscope.v1.MediaDevice
+	(*PreCallTestResults)(nil), // 25: callscope.v1.PreCallTestResults
 }
 var file_callscope_v1_enriched_proto_depIdxs = []int32{
-	20, // 0: callscope.v1.Enriched.origin:type_name -> callscope.v1.Origin
-	20, // 1: callscope.v1.Enriched.prev:type_name -> callscope.v1.Origin
-	21, // 2: callscope.v1.Enriched.identity:type_name -> callscope.v1.Identity
-	5,  // 3: callscope.v1.Enriched.time_passed:type_name -> callscope.v1.TimePassed
-	6,  // 4: callscope.v1.Enriched.event:type_name -> callscope.v1.Event
-	10, // 5: callscope.v1.Enriched.stream_sample:type_name -> callscope.v1.StreamSample
-	11, // 6: callscope.v1.Enriched.fabric_sample:type_name -> callscope.v1.FabricSample
-	12, // 7: callscope.v1.Enriched.conference:type_name -> callscope.v1.ConferenceFacts
-	16, // 8: callscope.v1.Enriched.participant:type_name -> callscope.v1.ParticipantFacts
-	17, // 9: callscope.v1.Enriched.fabric:type_name -> callscope.v1.FabricFacts
-	18, // 10: callscope.v1.Enriched.stream:type_name -> callscope.v1.StreamFacts
-	19, // 11: callscope.v1.Enriched.pre_call_test:type_name -> callscope.v1.PreCallTest
-	9,  // 12: callscope.v1.Enriched.stats_received:type_name -> callscope.v1.StatsReceived
-	7,  // 13: callscope.v1.Event.feedback:type_name -> callscope.v1.FeedbackGiven
-	8,  // 14: callscope.v1.Event.failure:type_name -> callscope.v1.FailureReported
+	21, // 0: callscope.v1.Enriched.origin:type_name -> callscope.v1.Origin
+	21, // 1: callscope.v1.Enriched.prev:type_name -> callscope.v1.Origin
+	22, // 2: callscope.v1.Enriched.identity:type_name -> callscope.v1.Identity
+	6,  // 3: callscope.v1.Enriched.time_passed:type_name -> callscope.v1.TimePassed
+	7,  // 4: callscope.v1.Enriched.event:type_name -> callscope.v1.Event
+	11, // 5: callscope.v1.Enriched.stream_sample:type_name -> callscope.v1.StreamSample
+	12, // 6: callscope.v1.Enriched.fabric_sample:type_name -> callscope.v1.FabricSample
+	13, // 7: callscope.v1.Enriched.conference:type_name -> callscope.v1.ConferenceFacts
+	17, // 8: callscope.v1.Enriched.participant:type_name -> callscope.v1.ParticipantFacts
+	18, // 9: callscope.v1.Enriched.fabric:type_name -> callscope.v1.FabricFacts
+	19, // 10: callscope.v1.Enriched.stream:type_name -> callscope.v1.StreamFacts
+	20, // 11: callscope.v1.Enriched.pre_call_test:type_name -> callscope.v1.PreCallTest
+	10, // 12: callscope.v1.Enriched.stats_received:type_name -> callscope.v1.StatsReceived
+	8,  // 13: callscope.v1.Event.feedback:type_name -> callscope.v1.FeedbackGiven
+	9,  // 14: callscope.v1.Event.failure:type_name -> callscope.v1.FailureReported
 	0,  // 15: callscope.v1.StreamSample.direction:type_name -> callscope.v1.Direction
 	1,  // 16: callscope.v1.StreamSample.owner_source:type_name -> callscope.v1.OwnerSource
-	2,  // 17: callscope.v1.ConferenceFacts.state:type_name -> callscope.v1.ConferenceState
-	15, // 18: callscope.v1.Activity.intervals:type_name -> callscope.v1.ActivityInterval
-	13, // 19: callscope.v1.ParticipantFacts.intervals:type_name -> callscope.v1.PresenceInterval
-	22, // 20: callscope.v1.ParticipantFacts.endpoint:type_name -> callscope.v1.EndpointInfo
-	14, // 21: callscope.v1.ParticipantFacts.audio_mute:type_name -> callscope.v1.Activity
-	14, // 22: callscope.v1.ParticipantFacts.video_pause:type_name -> callscope.v1.Activity
-	14, // 23: callscope.v1.ParticipantFacts.screen_share:type_name -> callscope.v1.Activity
-	14, // 24: callscope.v1.ParticipantFacts.dominant_speaker:type_name -> callscope.v1.Activity
-	23, // 25: callscope.v1.ParticipantFacts.active_devices:type_name -> callscope.v1.MediaDevice
-	3,  // 26: callscope.v1.FabricFacts.outcome:type_name -> callscope.v1.FabricOutcome
-	14, // 27: callscope.v1.FabricFacts.hold:type_name -> callscope.v1.Activity
-	0,  // 28: callscope.v1.StreamFacts.direction:type_name -> callscope.v1.Direction
-	1,  // 29: callscope.v1.StreamFacts.owner_source:type_name -> callscope.v1.OwnerSource
-	24, // 30: callscope.v1.PreCallTest.results:type_name -> callscope.v1.PreCallTestResults
-	22, // 31: callscope.v1.PreCallTest.endpoint:type_name -> callscope.v1.EndpointInfo
-	32, // [32:32] is the sub-list for method output_type
-	32, // [32:32] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	2,  // 17: callscope.v1.StreamSample.silence:type_name -> callscope.v1.Silence
+	3,  // 18: callscope.v1.ConferenceFacts.state:type_name -> callscope.v1.ConferenceState
+	16, // 19: callscope.v1.Activity.intervals:type_name -> callscope.v1.ActivityInterval
+	14, // 20: callscope.v1.ParticipantFacts.intervals:type_name -> callscope.v1.PresenceInterval
+	23, // 21: callscope.v1.ParticipantFacts.endpoint:type_name -> callscope.v1.EndpointInfo
+	15, // 22: callscope.v1.ParticipantFacts.audio_mute:type_name -> callscope.v1.Activity
+	15, // 23: callscope.v1.ParticipantFacts.video_pause:type_name -> callscope.v1.Activity
+	15, // 24: callscope.v1.ParticipantFacts.screen_share:type_name -> callscope.v1.Activity
+	15, // 25: callscope.v1.ParticipantFacts.dominant_speaker:type_name -> callscope.v1.Activity
+	24, // 26: callscope.v1.ParticipantFacts.active_devices:type_name -> callscope.v1.MediaDevice
+	4,  // 27: callscope.v1.FabricFacts.outcome:type_name -> callscope.v1.FabricOutcome
+	15, // 28: callscope.v1.FabricFacts.hold:type_name -> callscope.v1.Activity
+	0,  // 29: callscope.v1.StreamFacts.direction:type_name -> callscope.v1.Direction
+	1,  // 30: callscope.v1.StreamFacts.owner_source:type_name -> callscope.v1.OwnerSource
+	25, // 31: callscope.v1.PreCallTest.results:type_name -> callscope.v1.PreCallTestResults
+	23, // 32: callscope.v1.PreCallTest.endpoint:type_name -> callscope.v1.EndpointInfo
+	33, // [33:33] is the sub-list for method output_type
+	33, // [33:33] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_callscope_v1_enriched_proto_init() }
@@ -2764,7 +2857,7 @@ func file_callscope_v1_enriched_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callscope_v1_enriched_proto_rawDesc), len(file_callscope_v1_enriched_proto_rawDesc)),
-			NumEnums:      4,
+			NumEnums:      5,
 			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,

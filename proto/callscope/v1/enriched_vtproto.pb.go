@@ -718,6 +718,29 @@ func (m *StreamSample) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
 	}
+	if m.AudioLossPenalty != nil {
+		i -= 8
+		binary.LittleEndian.PutUint64(dAtA[i:], uint64(math.Float64bits(float64(*m.AudioLossPenalty))))
+		i--
+		dAtA[i] = 0x2
+		i--
+		dAtA[i] = 0xe9
+	}
+	if m.AudioDelayPenalty != nil {
+		i -= 8
+		binary.LittleEndian.PutUint64(dAtA[i:], uint64(math.Float64bits(float64(*m.AudioDelayPenalty))))
+		i--
+		dAtA[i] = 0x2
+		i--
+		dAtA[i] = 0xe1
+	}
+	if m.Silence != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.Silence))
+		i--
+		dAtA[i] = 0x2
+		i--
+		dAtA[i] = 0xd8
+	}
 	if m.AudioMos != nil {
 		i -= 8
 		binary.LittleEndian.PutUint64(dAtA[i:], uint64(math.Float64bits(float64(*m.AudioMos))))
@@ -2369,6 +2392,15 @@ func (m *StreamSample) SizeVT() (n int) {
 		n += 10
 	}
 	if m.AudioMos != nil {
+		n += 10
+	}
+	if m.Silence != 0 {
+		n += 2 + protohelpers.SizeOfVarint(uint64(m.Silence))
+	}
+	if m.AudioDelayPenalty != nil {
+		n += 10
+	}
+	if m.AudioLossPenalty != nil {
 		n += 10
 	}
 	n += len(m.unknownFields)
@@ -4941,6 +4973,49 @@ func (m *StreamSample) UnmarshalVT(dAtA []byte) error {
 			iNdEx += 8
 			v2 := float64(math.Float64frombits(v))
 			m.AudioMos = &v2
+		case 43:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field Silence", wireType)
+			}
+			m.Silence = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.Silence |= Silence(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+		case 44:
+			if wireType != 1 {
+				return fmt.Errorf("proto: wrong wireType = %d for field AudioDelayPenalty", wireType)
+			}
+			var v uint64
+			if (iNdEx + 8) > l {
+				return io.ErrUnexpectedEOF
+			}
+			v = uint64(binary.LittleEndian.Uint64(dAtA[iNdEx:]))
+			iNdEx += 8
+			v2 := float64(math.Float64frombits(v))
+			m.AudioDelayPenalty = &v2
+		case 45:
+			if wireType != 1 {
+				return fmt.Errorf("proto: wrong wireType = %d for field AudioLossPenalty", wireType)
+			}
+			var v uint64
+			if (iNdEx + 8) > l {
+				return io.ErrUnexpectedEOF
+			}
+			v = uint64(binary.LittleEndian.Uint64(dAtA[iNdEx:]))
+			iNdEx += 8
+			v2 := float64(math.Float64frombits(v))
+			m.AudioLossPenalty = &v2
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])

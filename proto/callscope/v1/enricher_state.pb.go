@@ -315,8 +315,12 @@ type EnricherParticipant struct {
 	MutedWhenSilent   bool `protobuf:"varint,15,opt,name=muted_when_silent,json=mutedWhenSilent,proto3" json:"muted_when_silent,omitempty"`
 	PausedWhenSilent  bool `protobuf:"varint,16,opt,name=paused_when_silent,json=pausedWhenSilent,proto3" json:"paused_when_silent,omitempty"`
 	SharingWhenSilent bool `protobuf:"varint,17,opt,name=sharing_when_silent,json=sharingWhenSilent,proto3" json:"sharing_when_silent,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// By the latest audioMute or videoPause, or end of one, that named no fabric:
+	// new fabrics begin so.
+	AudioOff      bool `protobuf:"varint,18,opt,name=audio_off,json=audioOff,proto3" json:"audio_off,omitempty"`
+	VideoOff      bool `protobuf:"varint,19,opt,name=video_off,json=videoOff,proto3" json:"video_off,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnricherParticipant) Reset() {
@@ -468,6 +472,73 @@ func (x *EnricherParticipant) GetSharingWhenSilent() bool {
 	return false
 }
 
+func (x *EnricherParticipant) GetAudioOff() bool {
+	if x != nil {
+		return x.AudioOff
+	}
+	return false
+}
+
+func (x *EnricherParticipant) GetVideoOff() bool {
+	if x != nil {
+		return x.VideoOff
+	}
+	return false
+}
+
+// EnricherSwitch is what a fabric sends, or not, on purpose.
+type EnricherSwitch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Off           bool                   `protobuf:"varint,1,opt,name=off,proto3" json:"off,omitempty"`
+	OnAtMs        int64                  `protobuf:"varint,2,opt,name=on_at_ms,json=onAtMs,proto3" json:"on_at_ms,omitempty"` // received time of the latest switching on, 0: never
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnricherSwitch) Reset() {
+	*x = EnricherSwitch{}
+	mi := &file_callscope_v1_enricher_state_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnricherSwitch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnricherSwitch) ProtoMessage() {}
+
+func (x *EnricherSwitch) ProtoReflect() protoreflect.Message {
+	mi := &file_callscope_v1_enricher_state_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnricherSwitch.ProtoReflect.Descriptor instead.
+func (*EnricherSwitch) Descriptor() ([]byte, []int) {
+	return file_callscope_v1_enricher_state_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *EnricherSwitch) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+func (x *EnricherSwitch) GetOnAtMs() int64 {
+	if x != nil {
+		return x.OnAtMs
+	}
+	return 0
+}
+
 // EnricherFabric holds what a fabric's facts are derived from. Times named
 // _time_ms are the client's, 0 where unknown.
 type EnricherFabric struct {
@@ -506,13 +577,16 @@ type EnricherFabric struct {
 	BytesSourceId     string    `protobuf:"bytes,26,opt,name=bytes_source_id,json=bytesSourceId,proto3" json:"bytes_source_id,omitempty"`
 	TransportCounters []float64 `protobuf:"fixed64,27,rep,packed,name=transport_counters,json=transportCounters,proto3" json:"transport_counters,omitempty"` // NaN: not sent
 	PairId            string    `protobuf:"bytes,28,opt,name=pair_id,json=pairId,proto3" json:"pair_id,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// By audioMute, videoPause and their ends that named it, or no fabric.
+	Audio         *EnricherSwitch `protobuf:"bytes,29,opt,name=audio,proto3" json:"audio,omitempty"`
+	Video         *EnricherSwitch `protobuf:"bytes,30,opt,name=video,proto3" json:"video,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnricherFabric) Reset() {
 	*x = EnricherFabric{}
-	mi := &file_callscope_v1_enricher_state_proto_msgTypes[4]
+	mi := &file_callscope_v1_enricher_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -524,7 +598,7 @@ func (x *EnricherFabric) String() string {
 func (*EnricherFabric) ProtoMessage() {}
 
 func (x *EnricherFabric) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_enricher_state_proto_msgTypes[4]
+	mi := &file_callscope_v1_enricher_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -537,7 +611,7 @@ func (x *EnricherFabric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnricherFabric.ProtoReflect.Descriptor instead.
 func (*EnricherFabric) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_enricher_state_proto_rawDescGZIP(), []int{4}
+	return file_callscope_v1_enricher_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *EnricherFabric) GetUid() []byte {
@@ -736,6 +810,20 @@ func (x *EnricherFabric) GetPairId() string {
 	return ""
 }
 
+func (x *EnricherFabric) GetAudio() *EnricherSwitch {
+	if x != nil {
+		return x.Audio
+	}
+	return nil
+}
+
+func (x *EnricherFabric) GetVideo() *EnricherSwitch {
+	if x != nil {
+		return x.Video
+	}
+	return nil
+}
+
 // EnricherStream is one SSRC in one direction: its facts, and the counters of
 // its last report.
 type EnricherStream struct {
@@ -749,7 +837,7 @@ type EnricherStream struct {
 
 func (x *EnricherStream) Reset() {
 	*x = EnricherStream{}
-	mi := &file_callscope_v1_enricher_state_proto_msgTypes[5]
+	mi := &file_callscope_v1_enricher_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +849,7 @@ func (x *EnricherStream) String() string {
 func (*EnricherStream) ProtoMessage() {}
 
 func (x *EnricherStream) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_enricher_state_proto_msgTypes[5]
+	mi := &file_callscope_v1_enricher_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +862,7 @@ func (x *EnricherStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnricherStream.ProtoReflect.Descriptor instead.
 func (*EnricherStream) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_enricher_state_proto_rawDescGZIP(), []int{5}
+	return file_callscope_v1_enricher_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *EnricherStream) GetFacts() *StreamFacts {
@@ -811,7 +899,7 @@ type EnricherOwner struct {
 
 func (x *EnricherOwner) Reset() {
 	*x = EnricherOwner{}
-	mi := &file_callscope_v1_enricher_state_proto_msgTypes[6]
+	mi := &file_callscope_v1_enricher_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +911,7 @@ func (x *EnricherOwner) String() string {
 func (*EnricherOwner) ProtoMessage() {}
 
 func (x *EnricherOwner) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_enricher_state_proto_msgTypes[6]
+	mi := &file_callscope_v1_enricher_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +924,7 @@ func (x *EnricherOwner) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnricherOwner.ProtoReflect.Descriptor instead.
 func (*EnricherOwner) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_enricher_state_proto_rawDescGZIP(), []int{6}
+	return file_callscope_v1_enricher_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *EnricherOwner) GetSsrc() string {
@@ -901,7 +989,7 @@ const file_callscope_v1_enricher_state_proto_rawDesc = "" +
 	"\x0eended_alive_ms\x18\x06 \x01(\x03R\fendedAliveMs\x12E\n" +
 	"\fparticipants\x18\a \x03(\v2!.callscope.v1.EnricherParticipantR\fparticipants\x12\x18\n" +
 	"\apresent\x18\b \x01(\rR\apresent\x12\x1a\n" +
-	"\bdominant\x18\t \x01(\rR\bdominant\"\xc2\x05\n" +
+	"\bdominant\x18\t \x01(\rR\bdominant\"\xfc\x05\n" +
 	"\x13EnricherParticipant\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\fR\x03uid\x12\x17\n" +
 	"\auser_id\x18\x02 \x01(\tR\x06userId\x12\x1b\n" +
@@ -921,8 +1009,13 @@ const file_callscope_v1_enricher_state_proto_rawDesc = "" +
 	"\x0fgeo_ip_disabled\x18\x0e \x01(\bR\rgeoIpDisabled\x12*\n" +
 	"\x11muted_when_silent\x18\x0f \x01(\bR\x0fmutedWhenSilent\x12,\n" +
 	"\x12paused_when_silent\x18\x10 \x01(\bR\x10pausedWhenSilent\x12.\n" +
-	"\x13sharing_when_silent\x18\x11 \x01(\bR\x11sharingWhenSilentB\x12\n" +
-	"\x10_clock_offset_ms\"\xc4\b\n" +
+	"\x13sharing_when_silent\x18\x11 \x01(\bR\x11sharingWhenSilent\x12\x1b\n" +
+	"\taudio_off\x18\x12 \x01(\bR\baudioOff\x12\x1b\n" +
+	"\tvideo_off\x18\x13 \x01(\bR\bvideoOffB\x12\n" +
+	"\x10_clock_offset_ms\"<\n" +
+	"\x0eEnricherSwitch\x12\x10\n" +
+	"\x03off\x18\x01 \x01(\bR\x03off\x12\x18\n" +
+	"\bon_at_ms\x18\x02 \x01(\x03R\x06onAtMs\"\xac\t\n" +
 	"\x0eEnricherFabric\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\fR\x03uid\x12#\n" +
 	"\rconnection_id\x18\x02 \x01(\tR\fconnectionId\x12\x1b\n" +
@@ -954,7 +1047,9 @@ const file_callscope_v1_enricher_state_proto_rawDesc = "" +
 	"\x0ereport_time_ms\x18\x19 \x01(\x01R\freportTimeMs\x12&\n" +
 	"\x0fbytes_source_id\x18\x1a \x01(\tR\rbytesSourceId\x12-\n" +
 	"\x12transport_counters\x18\x1b \x03(\x01R\x11transportCounters\x12\x17\n" +
-	"\apair_id\x18\x1c \x01(\tR\x06pairIdB\x13\n" +
+	"\apair_id\x18\x1c \x01(\tR\x06pairId\x122\n" +
+	"\x05audio\x18\x1d \x01(\v2\x1c.callscope.v1.EnricherSwitchR\x05audio\x122\n" +
+	"\x05video\x18\x1e \x01(\v2\x1c.callscope.v1.EnricherSwitchR\x05videoB\x13\n" +
 	"\x11_failure_delay_ms\"\x83\x01\n" +
 	"\x0eEnricherStream\x12/\n" +
 	"\x05facts\x18\x01 \x01(\v2\x19.callscope.v1.StreamFactsR\x05facts\x12$\n" +
@@ -980,42 +1075,45 @@ func file_callscope_v1_enricher_state_proto_rawDescGZIP() []byte {
 	return file_callscope_v1_enricher_state_proto_rawDescData
 }
 
-var file_callscope_v1_enricher_state_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_callscope_v1_enricher_state_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_callscope_v1_enricher_state_proto_goTypes = []any{
 	(*EnricherState)(nil),       // 0: callscope.v1.EnricherState
 	(*EnricherSession)(nil),     // 1: callscope.v1.EnricherSession
 	(*EnricherConference)(nil),  // 2: callscope.v1.EnricherConference
 	(*EnricherParticipant)(nil), // 3: callscope.v1.EnricherParticipant
-	(*EnricherFabric)(nil),      // 4: callscope.v1.EnricherFabric
-	(*EnricherStream)(nil),      // 5: callscope.v1.EnricherStream
-	(*EnricherOwner)(nil),       // 6: callscope.v1.EnricherOwner
-	(*AliveState)(nil),          // 7: callscope.v1.AliveState
-	(*ConferenceFacts)(nil),     // 8: callscope.v1.ConferenceFacts
-	(*ParticipantFacts)(nil),    // 9: callscope.v1.ParticipantFacts
-	(*FabricFacts)(nil),         // 10: callscope.v1.FabricFacts
-	(*StreamFacts)(nil),         // 11: callscope.v1.StreamFacts
-	(Direction)(0),              // 12: callscope.v1.Direction
-	(OwnerSource)(0),            // 13: callscope.v1.OwnerSource
+	(*EnricherSwitch)(nil),      // 4: callscope.v1.EnricherSwitch
+	(*EnricherFabric)(nil),      // 5: callscope.v1.EnricherFabric
+	(*EnricherStream)(nil),      // 6: callscope.v1.EnricherStream
+	(*EnricherOwner)(nil),       // 7: callscope.v1.EnricherOwner
+	(*AliveState)(nil),          // 8: callscope.v1.AliveState
+	(*ConferenceFacts)(nil),     // 9: callscope.v1.ConferenceFacts
+	(*ParticipantFacts)(nil),    // 10: callscope.v1.ParticipantFacts
+	(*FabricFacts)(nil),         // 11: callscope.v1.FabricFacts
+	(*StreamFacts)(nil),         // 12: callscope.v1.StreamFacts
+	(Direction)(0),              // 13: callscope.v1.Direction
+	(OwnerSource)(0),            // 14: callscope.v1.OwnerSource
 }
 var file_callscope_v1_enricher_state_proto_depIdxs = []int32{
-	7,  // 0: callscope.v1.EnricherState.alive:type_name -> callscope.v1.AliveState
+	8,  // 0: callscope.v1.EnricherState.alive:type_name -> callscope.v1.AliveState
 	2,  // 1: callscope.v1.EnricherState.conferences:type_name -> callscope.v1.EnricherConference
 	1,  // 2: callscope.v1.EnricherState.sessions:type_name -> callscope.v1.EnricherSession
-	8,  // 3: callscope.v1.EnricherConference.facts:type_name -> callscope.v1.ConferenceFacts
+	9,  // 3: callscope.v1.EnricherConference.facts:type_name -> callscope.v1.ConferenceFacts
 	3,  // 4: callscope.v1.EnricherConference.participants:type_name -> callscope.v1.EnricherParticipant
-	9,  // 5: callscope.v1.EnricherParticipant.facts:type_name -> callscope.v1.ParticipantFacts
-	4,  // 6: callscope.v1.EnricherParticipant.fabrics:type_name -> callscope.v1.EnricherFabric
-	10, // 7: callscope.v1.EnricherFabric.facts:type_name -> callscope.v1.FabricFacts
-	5,  // 8: callscope.v1.EnricherFabric.streams:type_name -> callscope.v1.EnricherStream
-	6,  // 9: callscope.v1.EnricherFabric.owners:type_name -> callscope.v1.EnricherOwner
-	11, // 10: callscope.v1.EnricherStream.facts:type_name -> callscope.v1.StreamFacts
-	12, // 11: callscope.v1.EnricherOwner.direction:type_name -> callscope.v1.Direction
-	13, // 12: callscope.v1.EnricherOwner.source:type_name -> callscope.v1.OwnerSource
-	13, // [13:13] is the sub-list for method output_type
-	13, // [13:13] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	10, // 5: callscope.v1.EnricherParticipant.facts:type_name -> callscope.v1.ParticipantFacts
+	5,  // 6: callscope.v1.EnricherParticipant.fabrics:type_name -> callscope.v1.EnricherFabric
+	11, // 7: callscope.v1.EnricherFabric.facts:type_name -> callscope.v1.FabricFacts
+	6,  // 8: callscope.v1.EnricherFabric.streams:type_name -> callscope.v1.EnricherStream
+	7,  // 9: callscope.v1.EnricherFabric.owners:type_name -> callscope.v1.EnricherOwner
+	4,  // 10: callscope.v1.EnricherFabric.audio:type_name -> callscope.v1.EnricherSwitch
+	4,  // 11: callscope.v1.EnricherFabric.video:type_name -> callscope.v1.EnricherSwitch
+	12, // 12: callscope.v1.EnricherStream.facts:type_name -> callscope.v1.StreamFacts
+	13, // 13: callscope.v1.EnricherOwner.direction:type_name -> callscope.v1.Direction
+	14, // 14: callscope.v1.EnricherOwner.source:type_name -> callscope.v1.OwnerSource
+	15, // [15:15] is the sub-list for method output_type
+	15, // [15:15] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_callscope_v1_enricher_state_proto_init() }
@@ -1026,14 +1124,14 @@ func file_callscope_v1_enricher_state_proto_init() {
 	file_callscope_v1_enriched_proto_init()
 	file_callscope_v1_snapshot_proto_init()
 	file_callscope_v1_enricher_state_proto_msgTypes[3].OneofWrappers = []any{}
-	file_callscope_v1_enricher_state_proto_msgTypes[4].OneofWrappers = []any{}
+	file_callscope_v1_enricher_state_proto_msgTypes[5].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callscope_v1_enricher_state_proto_rawDesc), len(file_callscope_v1_enricher_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -290,8 +290,6 @@ type SummarizerParticipant struct {
 	FailureFunction string              `protobuf:"bytes,10,opt,name=failure_function,json=failureFunction,proto3" json:"failure_function,omitempty"`
 	FailureReason   string              `protobuf:"bytes,11,opt,name=failure_reason,json=failureReason,proto3" json:"failure_reason,omitempty"`
 	Unanswered      bool                `protobuf:"varint,12,opt,name=unanswered,proto3" json:"unanswered,omitempty"` // callUnAnswered
-	SharingScreen   bool                `protobuf:"varint,13,opt,name=sharing_screen,json=sharingScreen,proto3" json:"sharing_screen,omitempty"`
-	Silence         *SummarizerSilence  `protobuf:"bytes,14,opt,name=silence,proto3" json:"silence,omitempty"`
 	Progress        *SummarizerProgress `protobuf:"bytes,15,opt,name=progress,proto3" json:"progress,omitempty"`
 	Fabrics         []*SummarizerFabric `protobuf:"bytes,16,rep,name=fabrics,proto3" json:"fabrics,omitempty"` // in the order of their first record
 	Camera          *SummarizerSource   `protobuf:"bytes,17,opt,name=camera,proto3" json:"camera,omitempty"`
@@ -418,20 +416,6 @@ func (x *SummarizerParticipant) GetUnanswered() bool {
 	return false
 }
 
-func (x *SummarizerParticipant) GetSharingScreen() bool {
-	if x != nil {
-		return x.SharingScreen
-	}
-	return false
-}
-
-func (x *SummarizerParticipant) GetSilence() *SummarizerSilence {
-	if x != nil {
-		return x.Silence
-	}
-	return nil
-}
-
 func (x *SummarizerParticipant) GetProgress() *SummarizerProgress {
 	if x != nil {
 		return x.Progress
@@ -534,92 +518,6 @@ func (x *SummarizerSource) GetFrameHeight() float64 {
 	return 0
 }
 
-// SummarizerSilence is what a sender switched off, and when it was last
-// switched on again (received time, epoch ms).
-type SummarizerSilence struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	AudioMuted    bool                   `protobuf:"varint,1,opt,name=audio_muted,json=audioMuted,proto3" json:"audio_muted,omitempty"`
-	VideoPaused   bool                   `protobuf:"varint,2,opt,name=video_paused,json=videoPaused,proto3" json:"video_paused,omitempty"`
-	Held          bool                   `protobuf:"varint,3,opt,name=held,proto3" json:"held,omitempty"`
-	AudioOnAtMs   int64                  `protobuf:"varint,4,opt,name=audio_on_at_ms,json=audioOnAtMs,proto3" json:"audio_on_at_ms,omitempty"`
-	VideoOnAtMs   int64                  `protobuf:"varint,5,opt,name=video_on_at_ms,json=videoOnAtMs,proto3" json:"video_on_at_ms,omitempty"`
-	ResumedAtMs   int64                  `protobuf:"varint,6,opt,name=resumed_at_ms,json=resumedAtMs,proto3" json:"resumed_at_ms,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *SummarizerSilence) Reset() {
-	*x = SummarizerSilence{}
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[5]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *SummarizerSilence) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*SummarizerSilence) ProtoMessage() {}
-
-func (x *SummarizerSilence) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[5]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use SummarizerSilence.ProtoReflect.Descriptor instead.
-func (*SummarizerSilence) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{5}
-}
-
-func (x *SummarizerSilence) GetAudioMuted() bool {
-	if x != nil {
-		return x.AudioMuted
-	}
-	return false
-}
-
-func (x *SummarizerSilence) GetVideoPaused() bool {
-	if x != nil {
-		return x.VideoPaused
-	}
-	return false
-}
-
-func (x *SummarizerSilence) GetHeld() bool {
-	if x != nil {
-		return x.Held
-	}
-	return false
-}
-
-func (x *SummarizerSilence) GetAudioOnAtMs() int64 {
-	if x != nil {
-		return x.AudioOnAtMs
-	}
-	return 0
-}
-
-func (x *SummarizerSilence) GetVideoOnAtMs() int64 {
-	if x != nil {
-		return x.VideoOnAtMs
-	}
-	return 0
-}
-
-func (x *SummarizerSilence) GetResumedAtMs() int64 {
-	if x != nil {
-		return x.ResumedAtMs
-	}
-	return 0
-}
-
 type SummarizerFabric struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ConnectionId  string                 `protobuf:"bytes,1,opt,name=connection_id,json=connectionId,proto3" json:"connection_id,omitempty"`
@@ -627,9 +525,7 @@ type SummarizerFabric struct {
 	FabricUid     []byte                 `protobuf:"bytes,3,opt,name=fabric_uid,json=fabricUid,proto3" json:"fabric_uid,omitempty"` // empty: streams that name no fabric
 	Facts         *FabricFacts           `protobuf:"bytes,4,opt,name=facts,proto3" json:"facts,omitempty"`
 	Rtt           *SummarizerMeasure     `protobuf:"bytes,5,opt,name=rtt,proto3" json:"rtt,omitempty"`
-	LastRttMs     *float64               `protobuf:"fixed64,6,opt,name=last_rtt_ms,json=lastRttMs,proto3,oneof" json:"last_rtt_ms,omitempty"`
 	Relayed       *bool                  `protobuf:"varint,7,opt,name=relayed,proto3,oneof" json:"relayed,omitempty"` // by the last sample
-	Silence       *SummarizerSilence     `protobuf:"bytes,8,opt,name=silence,proto3" json:"silence,omitempty"`
 	Progress      *SummarizerProgress    `protobuf:"bytes,9,opt,name=progress,proto3" json:"progress,omitempty"`
 	Streams       []*SummarizerStream    `protobuf:"bytes,10,rep,name=streams,proto3" json:"streams,omitempty"` // in the order of their first record
 	unknownFields protoimpl.UnknownFields
@@ -638,7 +534,7 @@ type SummarizerFabric struct {
 
 func (x *SummarizerFabric) Reset() {
 	*x = SummarizerFabric{}
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[6]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -650,7 +546,7 @@ func (x *SummarizerFabric) String() string {
 func (*SummarizerFabric) ProtoMessage() {}
 
 func (x *SummarizerFabric) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[6]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -663,7 +559,7 @@ func (x *SummarizerFabric) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummarizerFabric.ProtoReflect.Descriptor instead.
 func (*SummarizerFabric) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{6}
+	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *SummarizerFabric) GetConnectionId() string {
@@ -701,25 +597,11 @@ func (x *SummarizerFabric) GetRtt() *SummarizerMeasure {
 	return nil
 }
 
-func (x *SummarizerFabric) GetLastRttMs() float64 {
-	if x != nil && x.LastRttMs != nil {
-		return *x.LastRttMs
-	}
-	return 0
-}
-
 func (x *SummarizerFabric) GetRelayed() bool {
 	if x != nil && x.Relayed != nil {
 		return *x.Relayed
 	}
 	return false
-}
-
-func (x *SummarizerFabric) GetSilence() *SummarizerSilence {
-	if x != nil {
-		return x.Silence
-	}
-	return nil
 }
 
 func (x *SummarizerFabric) GetProgress() *SummarizerProgress {
@@ -738,7 +620,8 @@ func (x *SummarizerFabric) GetStreams() []*SummarizerStream {
 
 type SummarizerStream struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The facts of it, texts as numbers of words.
+	// The facts of it, texts as numbers of words, and the SSRC as a number where it
+	// is one.
 	Ssrc            string             `protobuf:"bytes,1,opt,name=ssrc,proto3" json:"ssrc,omitempty"`
 	Direction       Direction          `protobuf:"varint,2,opt,name=direction,proto3,enum=callscope.v1.Direction" json:"direction,omitempty"`
 	MediaType       uint32             `protobuf:"varint,3,opt,name=media_type,json=mediaType,proto3" json:"media_type,omitempty"`
@@ -764,16 +647,20 @@ type SummarizerStream struct {
 	Penalties []uint64            `protobuf:"varint,21,rep,packed,name=penalties,proto3" json:"penalties,omitempty"`
 	Progress  *SummarizerProgress `protobuf:"bytes,22,opt,name=progress,proto3" json:"progress,omitempty"`
 	// Sums in the order of the constants of the code; zeros at the end left out.
-	Sums          []uint64 `protobuf:"varint,23,rep,packed,name=sums,proto3" json:"sums,omitempty"`
-	Flowing       bool     `protobuf:"varint,24,opt,name=flowing,proto3" json:"flowing,omitempty"` // its latest interval had packets
-	Voiced        bool     `protobuf:"varint,25,opt,name=voiced,proto3" json:"voiced,omitempty"`   // and a level of speech
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Sums       []uint64 `protobuf:"varint,23,rep,packed,name=sums,proto3" json:"sums,omitempty"`
+	Flowing    bool     `protobuf:"varint,24,opt,name=flowing,proto3" json:"flowing,omitempty"` // its latest interval had packets
+	Voiced     bool     `protobuf:"varint,25,opt,name=voiced,proto3" json:"voiced,omitempty"`   // and a level of speech
+	SsrcNumber uint32   `protobuf:"fixed32,26,opt,name=ssrc_number,json=ssrcNumber,proto3" json:"ssrc_number,omitempty"`
+	// Instead of packets_lost and packets_expected where they are whole.
+	WholePacketsLost     int64  `protobuf:"zigzag64,27,opt,name=whole_packets_lost,json=wholePacketsLost,proto3" json:"whole_packets_lost,omitempty"`
+	WholePacketsExpected uint64 `protobuf:"varint,28,opt,name=whole_packets_expected,json=wholePacketsExpected,proto3" json:"whole_packets_expected,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *SummarizerStream) Reset() {
 	*x = SummarizerStream{}
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[7]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +672,7 @@ func (x *SummarizerStream) String() string {
 func (*SummarizerStream) ProtoMessage() {}
 
 func (x *SummarizerStream) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[7]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +685,7 @@ func (x *SummarizerStream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummarizerStream.ProtoReflect.Descriptor instead.
 func (*SummarizerStream) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{7}
+	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SummarizerStream) GetSsrc() string {
@@ -976,6 +863,27 @@ func (x *SummarizerStream) GetVoiced() bool {
 	return false
 }
 
+func (x *SummarizerStream) GetSsrcNumber() uint32 {
+	if x != nil {
+		return x.SsrcNumber
+	}
+	return 0
+}
+
+func (x *SummarizerStream) GetWholePacketsLost() int64 {
+	if x != nil {
+		return x.WholePacketsLost
+	}
+	return 0
+}
+
+func (x *SummarizerStream) GetWholePacketsExpected() uint64 {
+	if x != nil {
+		return x.WholePacketsExpected
+	}
+	return 0
+}
+
 // SummarizerMeasure is one measure over time; weights are whole milliseconds.
 type SummarizerMeasure struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
@@ -997,7 +905,7 @@ type SummarizerMeasure struct {
 
 func (x *SummarizerMeasure) Reset() {
 	*x = SummarizerMeasure{}
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[8]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1009,7 +917,7 @@ func (x *SummarizerMeasure) String() string {
 func (*SummarizerMeasure) ProtoMessage() {}
 
 func (x *SummarizerMeasure) ProtoReflect() protoreflect.Message {
-	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[8]
+	mi := &file_callscope_v1_summarizer_state_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1022,7 +930,7 @@ func (x *SummarizerMeasure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SummarizerMeasure.ProtoReflect.Descriptor instead.
 func (*SummarizerMeasure) Descriptor() ([]byte, []int) {
-	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{8}
+	return file_callscope_v1_summarizer_state_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SummarizerMeasure) GetWeightedSum() float64 {
@@ -1115,7 +1023,7 @@ const file_callscope_v1_summarizer_state_proto_rawDesc = "" +
 	"\fparticipants\x18\n" +
 	" \x03(\v2#.callscope.v1.SummarizerParticipantR\fparticipants\x12\x14\n" +
 	"\x05words\x18\v \x03(\tR\x05wordsB\x0f\n" +
-	"\r_due_alive_ms\"\x85\b\n" +
+	"\r_due_alive_ms\"\xaf\a\n" +
 	"\x15SummarizerParticipant\x12\x17\n" +
 	"\auser_id\x18\x01 \x01(\tR\x06userId\x12\x1b\n" +
 	"\tdevice_id\x18\x02 \x01(\tR\bdeviceId\x12'\n" +
@@ -1131,9 +1039,7 @@ const file_callscope_v1_summarizer_state_proto_rawDesc = "" +
 	"\x0efailure_reason\x18\v \x01(\tR\rfailureReason\x12\x1e\n" +
 	"\n" +
 	"unanswered\x18\f \x01(\bR\n" +
-	"unanswered\x12%\n" +
-	"\x0esharing_screen\x18\r \x01(\bR\rsharingScreen\x129\n" +
-	"\asilence\x18\x0e \x01(\v2\x1f.callscope.v1.SummarizerSilenceR\asilence\x12<\n" +
+	"unanswered\x12<\n" +
 	"\bprogress\x18\x0f \x01(\v2 .callscope.v1.SummarizerProgressR\bprogress\x128\n" +
 	"\afabrics\x18\x10 \x03(\v2\x1e.callscope.v1.SummarizerFabricR\afabrics\x126\n" +
 	"\x06camera\x18\x11 \x01(\v2\x1e.callscope.v1.SummarizerSourceR\x06camera\x126\n" +
@@ -1145,35 +1051,24 @@ const file_callscope_v1_summarizer_state_proto_rawDesc = "" +
 	"\x0f_first_media_msB\x10\n" +
 	"\x0e_last_media_msB\n" +
 	"\n" +
-	"\b_talk_ms\"T\n" +
+	"\b_talk_msJ\x04\b\r\x10\x0eJ\x04\b\x0e\x10\x0f\"T\n" +
 	"\x10SummarizerSource\x12\x1d\n" +
 	"\n" +
 	"frame_rate\x18\x01 \x01(\x01R\tframeRate\x12!\n" +
-	"\fframe_height\x18\x02 \x01(\x01R\vframeHeight\"\xd9\x01\n" +
-	"\x11SummarizerSilence\x12\x1f\n" +
-	"\vaudio_muted\x18\x01 \x01(\bR\n" +
-	"audioMuted\x12!\n" +
-	"\fvideo_paused\x18\x02 \x01(\bR\vvideoPaused\x12\x12\n" +
-	"\x04held\x18\x03 \x01(\bR\x04held\x12#\n" +
-	"\x0eaudio_on_at_ms\x18\x04 \x01(\x03R\vaudioOnAtMs\x12#\n" +
-	"\x0evideo_on_at_ms\x18\x05 \x01(\x03R\vvideoOnAtMs\x12\"\n" +
-	"\rresumed_at_ms\x18\x06 \x01(\x03R\vresumedAtMs\"\xea\x03\n" +
+	"\fframe_height\x18\x02 \x01(\x01R\vframeHeight\"\x86\x03\n" +
 	"\x10SummarizerFabric\x12#\n" +
 	"\rconnection_id\x18\x01 \x01(\tR\fconnectionId\x12\x1b\n" +
 	"\tremote_id\x18\x02 \x01(\tR\bremoteId\x12\x1d\n" +
 	"\n" +
 	"fabric_uid\x18\x03 \x01(\fR\tfabricUid\x12/\n" +
 	"\x05facts\x18\x04 \x01(\v2\x19.callscope.v1.FabricFactsR\x05facts\x121\n" +
-	"\x03rtt\x18\x05 \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\x03rtt\x12#\n" +
-	"\vlast_rtt_ms\x18\x06 \x01(\x01H\x00R\tlastRttMs\x88\x01\x01\x12\x1d\n" +
-	"\arelayed\x18\a \x01(\bH\x01R\arelayed\x88\x01\x01\x129\n" +
-	"\asilence\x18\b \x01(\v2\x1f.callscope.v1.SummarizerSilenceR\asilence\x12<\n" +
+	"\x03rtt\x18\x05 \x01(\v2\x1f.callscope.v1.SummarizerMeasureR\x03rtt\x12\x1d\n" +
+	"\arelayed\x18\a \x01(\bH\x00R\arelayed\x88\x01\x01\x12<\n" +
 	"\bprogress\x18\t \x01(\v2 .callscope.v1.SummarizerProgressR\bprogress\x128\n" +
 	"\astreams\x18\n" +
-	" \x03(\v2\x1e.callscope.v1.SummarizerStreamR\astreamsB\x0e\n" +
-	"\f_last_rtt_msB\n" +
+	" \x03(\v2\x1e.callscope.v1.SummarizerStreamR\astreamsB\n" +
 	"\n" +
-	"\b_relayed\"\xac\b\n" +
+	"\b_relayedJ\x04\b\x06\x10\aJ\x04\b\b\x10\t\"\xb1\t\n" +
 	"\x10SummarizerStream\x12\x12\n" +
 	"\x04ssrc\x18\x01 \x01(\tR\x04ssrc\x125\n" +
 	"\tdirection\x18\x02 \x01(\x0e2\x17.callscope.v1.DirectionR\tdirection\x12\x1d\n" +
@@ -1203,7 +1098,11 @@ const file_callscope_v1_summarizer_state_proto_rawDesc = "" +
 	"\bprogress\x18\x16 \x01(\v2 .callscope.v1.SummarizerProgressR\bprogress\x12\x12\n" +
 	"\x04sums\x18\x17 \x03(\x04R\x04sums\x12\x18\n" +
 	"\aflowing\x18\x18 \x01(\bR\aflowing\x12\x16\n" +
-	"\x06voiced\x18\x19 \x01(\bR\x06voicedB\x0e\n" +
+	"\x06voiced\x18\x19 \x01(\bR\x06voiced\x12\x1f\n" +
+	"\vssrc_number\x18\x1a \x01(\aR\n" +
+	"ssrcNumber\x12,\n" +
+	"\x12whole_packets_lost\x18\x1b \x01(\x12R\x10wholePacketsLost\x124\n" +
+	"\x16whole_packets_expected\x18\x1c \x01(\x04R\x14wholePacketsExpectedB\x0e\n" +
 	"\f_ended_at_ms\"\x81\x02\n" +
 	"\x11SummarizerMeasure\x12!\n" +
 	"\fweighted_sum\x18\x01 \x01(\x01R\vweightedSum\x12\x10\n" +
@@ -1228,54 +1127,51 @@ func file_callscope_v1_summarizer_state_proto_rawDescGZIP() []byte {
 	return file_callscope_v1_summarizer_state_proto_rawDescData
 }
 
-var file_callscope_v1_summarizer_state_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_callscope_v1_summarizer_state_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_callscope_v1_summarizer_state_proto_goTypes = []any{
 	(*SummarizerState)(nil),       // 0: callscope.v1.SummarizerState
 	(*SummarizerProgress)(nil),    // 1: callscope.v1.SummarizerProgress
 	(*SummarizerConference)(nil),  // 2: callscope.v1.SummarizerConference
 	(*SummarizerParticipant)(nil), // 3: callscope.v1.SummarizerParticipant
 	(*SummarizerSource)(nil),      // 4: callscope.v1.SummarizerSource
-	(*SummarizerSilence)(nil),     // 5: callscope.v1.SummarizerSilence
-	(*SummarizerFabric)(nil),      // 6: callscope.v1.SummarizerFabric
-	(*SummarizerStream)(nil),      // 7: callscope.v1.SummarizerStream
-	(*SummarizerMeasure)(nil),     // 8: callscope.v1.SummarizerMeasure
-	(*ConferenceFacts)(nil),       // 9: callscope.v1.ConferenceFacts
-	(*ParticipantFacts)(nil),      // 10: callscope.v1.ParticipantFacts
-	(*FabricFacts)(nil),           // 11: callscope.v1.FabricFacts
-	(Direction)(0),                // 12: callscope.v1.Direction
-	(OwnerSource)(0),              // 13: callscope.v1.OwnerSource
+	(*SummarizerFabric)(nil),      // 5: callscope.v1.SummarizerFabric
+	(*SummarizerStream)(nil),      // 6: callscope.v1.SummarizerStream
+	(*SummarizerMeasure)(nil),     // 7: callscope.v1.SummarizerMeasure
+	(*ConferenceFacts)(nil),       // 8: callscope.v1.ConferenceFacts
+	(*ParticipantFacts)(nil),      // 9: callscope.v1.ParticipantFacts
+	(*FabricFacts)(nil),           // 10: callscope.v1.FabricFacts
+	(Direction)(0),                // 11: callscope.v1.Direction
+	(OwnerSource)(0),              // 12: callscope.v1.OwnerSource
 }
 var file_callscope_v1_summarizer_state_proto_depIdxs = []int32{
 	2,  // 0: callscope.v1.SummarizerState.conferences:type_name -> callscope.v1.SummarizerConference
-	9,  // 1: callscope.v1.SummarizerConference.facts:type_name -> callscope.v1.ConferenceFacts
+	8,  // 1: callscope.v1.SummarizerConference.facts:type_name -> callscope.v1.ConferenceFacts
 	1,  // 2: callscope.v1.SummarizerConference.progress:type_name -> callscope.v1.SummarizerProgress
 	3,  // 3: callscope.v1.SummarizerConference.participants:type_name -> callscope.v1.SummarizerParticipant
-	10, // 4: callscope.v1.SummarizerParticipant.facts:type_name -> callscope.v1.ParticipantFacts
-	5,  // 5: callscope.v1.SummarizerParticipant.silence:type_name -> callscope.v1.SummarizerSilence
-	1,  // 6: callscope.v1.SummarizerParticipant.progress:type_name -> callscope.v1.SummarizerProgress
-	6,  // 7: callscope.v1.SummarizerParticipant.fabrics:type_name -> callscope.v1.SummarizerFabric
-	4,  // 8: callscope.v1.SummarizerParticipant.camera:type_name -> callscope.v1.SummarizerSource
-	4,  // 9: callscope.v1.SummarizerParticipant.screen:type_name -> callscope.v1.SummarizerSource
-	8,  // 10: callscope.v1.SummarizerParticipant.measures:type_name -> callscope.v1.SummarizerMeasure
-	11, // 11: callscope.v1.SummarizerFabric.facts:type_name -> callscope.v1.FabricFacts
-	8,  // 12: callscope.v1.SummarizerFabric.rtt:type_name -> callscope.v1.SummarizerMeasure
-	5,  // 13: callscope.v1.SummarizerFabric.silence:type_name -> callscope.v1.SummarizerSilence
-	1,  // 14: callscope.v1.SummarizerFabric.progress:type_name -> callscope.v1.SummarizerProgress
-	7,  // 15: callscope.v1.SummarizerFabric.streams:type_name -> callscope.v1.SummarizerStream
-	12, // 16: callscope.v1.SummarizerStream.direction:type_name -> callscope.v1.Direction
-	13, // 17: callscope.v1.SummarizerStream.owner_source:type_name -> callscope.v1.OwnerSource
-	8,  // 18: callscope.v1.SummarizerStream.bitrate_kbps:type_name -> callscope.v1.SummarizerMeasure
-	8,  // 19: callscope.v1.SummarizerStream.loss:type_name -> callscope.v1.SummarizerMeasure
-	8,  // 20: callscope.v1.SummarizerStream.jitter_ms:type_name -> callscope.v1.SummarizerMeasure
-	8,  // 21: callscope.v1.SummarizerStream.rtt_ms:type_name -> callscope.v1.SummarizerMeasure
-	8,  // 22: callscope.v1.SummarizerStream.audio_mos:type_name -> callscope.v1.SummarizerMeasure
-	8,  // 23: callscope.v1.SummarizerStream.video_score:type_name -> callscope.v1.SummarizerMeasure
-	1,  // 24: callscope.v1.SummarizerStream.progress:type_name -> callscope.v1.SummarizerProgress
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	9,  // 4: callscope.v1.SummarizerParticipant.facts:type_name -> callscope.v1.ParticipantFacts
+	1,  // 5: callscope.v1.SummarizerParticipant.progress:type_name -> callscope.v1.SummarizerProgress
+	5,  // 6: callscope.v1.SummarizerParticipant.fabrics:type_name -> callscope.v1.SummarizerFabric
+	4,  // 7: callscope.v1.SummarizerParticipant.camera:type_name -> callscope.v1.SummarizerSource
+	4,  // 8: callscope.v1.SummarizerParticipant.screen:type_name -> callscope.v1.SummarizerSource
+	7,  // 9: callscope.v1.SummarizerParticipant.measures:type_name -> callscope.v1.SummarizerMeasure
+	10, // 10: callscope.v1.SummarizerFabric.facts:type_name -> callscope.v1.FabricFacts
+	7,  // 11: callscope.v1.SummarizerFabric.rtt:type_name -> callscope.v1.SummarizerMeasure
+	1,  // 12: callscope.v1.SummarizerFabric.progress:type_name -> callscope.v1.SummarizerProgress
+	6,  // 13: callscope.v1.SummarizerFabric.streams:type_name -> callscope.v1.SummarizerStream
+	11, // 14: callscope.v1.SummarizerStream.direction:type_name -> callscope.v1.Direction
+	12, // 15: callscope.v1.SummarizerStream.owner_source:type_name -> callscope.v1.OwnerSource
+	7,  // 16: callscope.v1.SummarizerStream.bitrate_kbps:type_name -> callscope.v1.SummarizerMeasure
+	7,  // 17: callscope.v1.SummarizerStream.loss:type_name -> callscope.v1.SummarizerMeasure
+	7,  // 18: callscope.v1.SummarizerStream.jitter_ms:type_name -> callscope.v1.SummarizerMeasure
+	7,  // 19: callscope.v1.SummarizerStream.rtt_ms:type_name -> callscope.v1.SummarizerMeasure
+	7,  // 20: callscope.v1.SummarizerStream.audio_mos:type_name -> callscope.v1.SummarizerMeasure
+	7,  // 21: callscope.v1.SummarizerStream.video_score:type_name -> callscope.v1.SummarizerMeasure
+	1,  // 22: callscope.v1.SummarizerStream.progress:type_name -> callscope.v1.SummarizerProgress
+	23, // [23:23] is the sub-list for method output_type
+	23, // [23:23] is the sub-list for method input_type
+	23, // [23:23] is the sub-list for extension type_name
+	23, // [23:23] is the sub-list for extension extendee
+	0,  // [0:23] is the sub-list for field type_name
 }
 
 func init() { file_callscope_v1_summarizer_state_proto_init() }
@@ -1286,15 +1182,15 @@ func file_callscope_v1_summarizer_state_proto_init() {
 	file_callscope_v1_enriched_proto_init()
 	file_callscope_v1_summarizer_state_proto_msgTypes[2].OneofWrappers = []any{}
 	file_callscope_v1_summarizer_state_proto_msgTypes[3].OneofWrappers = []any{}
+	file_callscope_v1_summarizer_state_proto_msgTypes[5].OneofWrappers = []any{}
 	file_callscope_v1_summarizer_state_proto_msgTypes[6].OneofWrappers = []any{}
-	file_callscope_v1_summarizer_state_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_callscope_v1_summarizer_state_proto_rawDesc), len(file_callscope_v1_summarizer_state_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   9,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -355,26 +355,6 @@ func (m *SummarizerParticipant) MarshalToSizedBufferVT(dAtA []byte) (int, error)
 		i--
 		dAtA[i] = 0x7a
 	}
-	if m.Silence != nil {
-		size, err := m.Silence.MarshalToSizedBufferVT(dAtA[:i])
-		if err != nil {
-			return 0, err
-		}
-		i -= size
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(size))
-		i--
-		dAtA[i] = 0x72
-	}
-	if m.SharingScreen {
-		i--
-		if m.SharingScreen {
-			dAtA[i] = 1
-		} else {
-			dAtA[i] = 0
-		}
-		i--
-		dAtA[i] = 0x68
-	}
 	if m.Unanswered {
 		i--
 		if m.Unanswered {
@@ -511,84 +491,6 @@ func (m *SummarizerSource) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	return len(dAtA) - i, nil
 }
 
-func (m *SummarizerSilence) MarshalVT() (dAtA []byte, err error) {
-	if m == nil {
-		return nil, nil
-	}
-	size := m.SizeVT()
-	dAtA = make([]byte, size)
-	n, err := m.MarshalToSizedBufferVT(dAtA[:size])
-	if err != nil {
-		return nil, err
-	}
-	return dAtA[:n], nil
-}
-
-func (m *SummarizerSilence) MarshalToVT(dAtA []byte) (int, error) {
-	size := m.SizeVT()
-	return m.MarshalToSizedBufferVT(dAtA[:size])
-}
-
-func (m *SummarizerSilence) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
-	if m == nil {
-		return 0, nil
-	}
-	i := len(dAtA)
-	_ = i
-	var l int
-	_ = l
-	if m.unknownFields != nil {
-		i -= len(m.unknownFields)
-		copy(dAtA[i:], m.unknownFields)
-	}
-	if m.ResumedAtMs != 0 {
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.ResumedAtMs))
-		i--
-		dAtA[i] = 0x30
-	}
-	if m.VideoOnAtMs != 0 {
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.VideoOnAtMs))
-		i--
-		dAtA[i] = 0x28
-	}
-	if m.AudioOnAtMs != 0 {
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.AudioOnAtMs))
-		i--
-		dAtA[i] = 0x20
-	}
-	if m.Held {
-		i--
-		if m.Held {
-			dAtA[i] = 1
-		} else {
-			dAtA[i] = 0
-		}
-		i--
-		dAtA[i] = 0x18
-	}
-	if m.VideoPaused {
-		i--
-		if m.VideoPaused {
-			dAtA[i] = 1
-		} else {
-			dAtA[i] = 0
-		}
-		i--
-		dAtA[i] = 0x10
-	}
-	if m.AudioMuted {
-		i--
-		if m.AudioMuted {
-			dAtA[i] = 1
-		} else {
-			dAtA[i] = 0
-		}
-		i--
-		dAtA[i] = 0x8
-	}
-	return len(dAtA) - i, nil
-}
-
 func (m *SummarizerFabric) MarshalVT() (dAtA []byte, err error) {
 	if m == nil {
 		return nil, nil
@@ -641,16 +543,6 @@ func (m *SummarizerFabric) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		i--
 		dAtA[i] = 0x4a
 	}
-	if m.Silence != nil {
-		size, err := m.Silence.MarshalToSizedBufferVT(dAtA[:i])
-		if err != nil {
-			return 0, err
-		}
-		i -= size
-		i = protohelpers.EncodeVarint(dAtA, i, uint64(size))
-		i--
-		dAtA[i] = 0x42
-	}
 	if m.Relayed != nil {
 		i--
 		if *m.Relayed {
@@ -660,12 +552,6 @@ func (m *SummarizerFabric) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 		}
 		i--
 		dAtA[i] = 0x38
-	}
-	if m.LastRttMs != nil {
-		i -= 8
-		binary.LittleEndian.PutUint64(dAtA[i:], uint64(math.Float64bits(float64(*m.LastRttMs))))
-		i--
-		dAtA[i] = 0x31
 	}
 	if m.Rtt != nil {
 		size, err := m.Rtt.MarshalToSizedBufferVT(dAtA[:i])
@@ -740,6 +626,28 @@ func (m *SummarizerStream) MarshalToSizedBufferVT(dAtA []byte) (int, error) {
 	if m.unknownFields != nil {
 		i -= len(m.unknownFields)
 		copy(dAtA[i:], m.unknownFields)
+	}
+	if m.WholePacketsExpected != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64(m.WholePacketsExpected))
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0xe0
+	}
+	if m.WholePacketsLost != 0 {
+		i = protohelpers.EncodeVarint(dAtA, i, uint64((uint64(m.WholePacketsLost)<<1)^uint64((m.WholePacketsLost>>63))))
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0xd8
+	}
+	if m.SsrcNumber != 0 {
+		i -= 4
+		binary.LittleEndian.PutUint32(dAtA[i:], uint32(m.SsrcNumber))
+		i--
+		dAtA[i] = 0x1
+		i--
+		dAtA[i] = 0xd5
 	}
 	if m.Voiced {
 		i--
@@ -1228,13 +1136,6 @@ func (m *SummarizerParticipant) SizeVT() (n int) {
 	if m.Unanswered {
 		n += 2
 	}
-	if m.SharingScreen {
-		n += 2
-	}
-	if m.Silence != nil {
-		l = m.Silence.SizeVT()
-		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
-	}
 	if m.Progress != nil {
 		l = m.Progress.SizeVT()
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
@@ -1285,34 +1186,6 @@ func (m *SummarizerSource) SizeVT() (n int) {
 	return n
 }
 
-func (m *SummarizerSilence) SizeVT() (n int) {
-	if m == nil {
-		return 0
-	}
-	var l int
-	_ = l
-	if m.AudioMuted {
-		n += 2
-	}
-	if m.VideoPaused {
-		n += 2
-	}
-	if m.Held {
-		n += 2
-	}
-	if m.AudioOnAtMs != 0 {
-		n += 1 + protohelpers.SizeOfVarint(uint64(m.AudioOnAtMs))
-	}
-	if m.VideoOnAtMs != 0 {
-		n += 1 + protohelpers.SizeOfVarint(uint64(m.VideoOnAtMs))
-	}
-	if m.ResumedAtMs != 0 {
-		n += 1 + protohelpers.SizeOfVarint(uint64(m.ResumedAtMs))
-	}
-	n += len(m.unknownFields)
-	return n
-}
-
 func (m *SummarizerFabric) SizeVT() (n int) {
 	if m == nil {
 		return 0
@@ -1339,15 +1212,8 @@ func (m *SummarizerFabric) SizeVT() (n int) {
 		l = m.Rtt.SizeVT()
 		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
-	if m.LastRttMs != nil {
-		n += 9
-	}
 	if m.Relayed != nil {
 		n += 2
-	}
-	if m.Silence != nil {
-		l = m.Silence.SizeVT()
-		n += 1 + l + protohelpers.SizeOfVarint(uint64(l))
 	}
 	if m.Progress != nil {
 		l = m.Progress.SizeVT()
@@ -1459,6 +1325,15 @@ func (m *SummarizerStream) SizeVT() (n int) {
 	}
 	if m.Voiced {
 		n += 3
+	}
+	if m.SsrcNumber != 0 {
+		n += 6
+	}
+	if m.WholePacketsLost != 0 {
+		n += 2 + protohelpers.SizeOfZigzag(uint64(m.WholePacketsLost))
+	}
+	if m.WholePacketsExpected != 0 {
+		n += 2 + protohelpers.SizeOfVarint(uint64(m.WholePacketsExpected))
 	}
 	n += len(m.unknownFields)
 	return n
@@ -2428,62 +2303,6 @@ func (m *SummarizerParticipant) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.Unanswered = bool(v != 0)
-		case 13:
-			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field SharingScreen", wireType)
-			}
-			var v int
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				v |= int(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-			m.SharingScreen = bool(v != 0)
-		case 14:
-			if wireType != 2 {
-				return fmt.Errorf("proto: wrong wireType = %d for field Silence", wireType)
-			}
-			var msglen int
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				msglen |= int(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-			if msglen < 0 {
-				return protohelpers.ErrInvalidLength
-			}
-			postIndex := iNdEx + msglen
-			if postIndex < 0 {
-				return protohelpers.ErrInvalidLength
-			}
-			if postIndex > l {
-				return io.ErrUnexpectedEOF
-			}
-			if m.Silence == nil {
-				m.Silence = &SummarizerSilence{}
-			}
-			if err := m.Silence.UnmarshalVT(dAtA[iNdEx:postIndex]); err != nil {
-				return err
-			}
-			iNdEx = postIndex
 		case 15:
 			if wireType != 2 {
 				return fmt.Errorf("proto: wrong wireType = %d for field Progress", wireType)
@@ -2786,174 +2605,6 @@ func (m *SummarizerSource) UnmarshalVT(dAtA []byte) error {
 	}
 	return nil
 }
-func (m *SummarizerSilence) UnmarshalVT(dAtA []byte) error {
-	l := len(dAtA)
-	iNdEx := 0
-	for iNdEx < l {
-		preIndex := iNdEx
-		var wire uint64
-		for shift := uint(0); ; shift += 7 {
-			if shift >= 64 {
-				return protohelpers.ErrIntOverflow
-			}
-			if iNdEx >= l {
-				return io.ErrUnexpectedEOF
-			}
-			b := dAtA[iNdEx]
-			iNdEx++
-			wire |= uint64(b&0x7F) << shift
-			if b < 0x80 {
-				break
-			}
-		}
-		fieldNum := int32(wire >> 3)
-		wireType := int(wire & 0x7)
-		if wireType == 4 {
-			return fmt.Errorf("proto: SummarizerSilence: wiretype end group for non-group")
-		}
-		if fieldNum <= 0 {
-			return fmt.Errorf("proto: SummarizerSilence: illegal tag %d (wire type %d)", fieldNum, wire)
-		}
-		switch fieldNum {
-		case 1:
-			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field AudioMuted", wireType)
-			}
-			var v int
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				v |= int(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-			m.AudioMuted = bool(v != 0)
-		case 2:
-			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field VideoPaused", wireType)
-			}
-			var v int
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				v |= int(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-			m.VideoPaused = bool(v != 0)
-		case 3:
-			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field Held", wireType)
-			}
-			var v int
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				v |= int(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-			m.Held = bool(v != 0)
-		case 4:
-			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field AudioOnAtMs", wireType)
-			}
-			m.AudioOnAtMs = 0
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				m.AudioOnAtMs |= int64(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-		case 5:
-			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field VideoOnAtMs", wireType)
-			}
-			m.VideoOnAtMs = 0
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				m.VideoOnAtMs |= int64(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-		case 6:
-			if wireType != 0 {
-				return fmt.Errorf("proto: wrong wireType = %d for field ResumedAtMs", wireType)
-			}
-			m.ResumedAtMs = 0
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				m.ResumedAtMs |= int64(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-		default:
-			iNdEx = preIndex
-			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
-			if err != nil {
-				return err
-			}
-			if (skippy < 0) || (iNdEx+skippy) < 0 {
-				return protohelpers.ErrInvalidLength
-			}
-			if (iNdEx + skippy) > l {
-				return io.ErrUnexpectedEOF
-			}
-			m.unknownFields = append(m.unknownFields, dAtA[iNdEx:iNdEx+skippy]...)
-			iNdEx += skippy
-		}
-	}
-
-	if iNdEx > l {
-		return io.ErrUnexpectedEOF
-	}
-	return nil
-}
 func (m *SummarizerFabric) UnmarshalVT(dAtA []byte) error {
 	l := len(dAtA)
 	iNdEx := 0
@@ -3153,18 +2804,6 @@ func (m *SummarizerFabric) UnmarshalVT(dAtA []byte) error {
 				return err
 			}
 			iNdEx = postIndex
-		case 6:
-			if wireType != 1 {
-				return fmt.Errorf("proto: wrong wireType = %d for field LastRttMs", wireType)
-			}
-			var v uint64
-			if (iNdEx + 8) > l {
-				return io.ErrUnexpectedEOF
-			}
-			v = uint64(binary.LittleEndian.Uint64(dAtA[iNdEx:]))
-			iNdEx += 8
-			v2 := float64(math.Float64frombits(v))
-			m.LastRttMs = &v2
 		case 7:
 			if wireType != 0 {
 				return fmt.Errorf("proto: wrong wireType = %d for field Relayed", wireType)
@@ -3186,42 +2825,6 @@ func (m *SummarizerFabric) UnmarshalVT(dAtA []byte) error {
 			}
 			b := bool(v != 0)
 			m.Relayed = &b
-		case 8:
-			if wireType != 2 {
-				return fmt.Errorf("proto: wrong wireType = %d for field Silence", wireType)
-			}
-			var msglen int
-			for shift := uint(0); ; shift += 7 {
-				if shift >= 64 {
-					return protohelpers.ErrIntOverflow
-				}
-				if iNdEx >= l {
-					return io.ErrUnexpectedEOF
-				}
-				b := dAtA[iNdEx]
-				iNdEx++
-				msglen |= int(b&0x7F) << shift
-				if b < 0x80 {
-					break
-				}
-			}
-			if msglen < 0 {
-				return protohelpers.ErrInvalidLength
-			}
-			postIndex := iNdEx + msglen
-			if postIndex < 0 {
-				return protohelpers.ErrInvalidLength
-			}
-			if postIndex > l {
-				return io.ErrUnexpectedEOF
-			}
-			if m.Silence == nil {
-				m.Silence = &SummarizerSilence{}
-			}
-			if err := m.Silence.UnmarshalVT(dAtA[iNdEx:postIndex]); err != nil {
-				return err
-			}
-			iNdEx = postIndex
 		case 9:
 			if wireType != 2 {
 				return fmt.Errorf("proto: wrong wireType = %d for field Progress", wireType)
@@ -4052,6 +3655,56 @@ func (m *SummarizerStream) UnmarshalVT(dAtA []byte) error {
 				}
 			}
 			m.Voiced = bool(v != 0)
+		case 26:
+			if wireType != 5 {
+				return fmt.Errorf("proto: wrong wireType = %d for field SsrcNumber", wireType)
+			}
+			m.SsrcNumber = 0
+			if (iNdEx + 4) > l {
+				return io.ErrUnexpectedEOF
+			}
+			m.SsrcNumber = uint32(binary.LittleEndian.Uint32(dAtA[iNdEx:]))
+			iNdEx += 4
+		case 27:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field WholePacketsLost", wireType)
+			}
+			var v uint64
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				v |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
+			v = (v >> 1) ^ uint64((int64(v&1)<<63)>>63)
+			m.WholePacketsLost = int64(v)
+		case 28:
+			if wireType != 0 {
+				return fmt.Errorf("proto: wrong wireType = %d for field WholePacketsExpected", wireType)
+			}
+			m.WholePacketsExpected = 0
+			for shift := uint(0); ; shift += 7 {
+				if shift >= 64 {
+					return protohelpers.ErrIntOverflow
+				}
+				if iNdEx >= l {
+					return io.ErrUnexpectedEOF
+				}
+				b := dAtA[iNdEx]
+				iNdEx++
+				m.WholePacketsExpected |= uint64(b&0x7F) << shift
+				if b < 0x80 {
+					break
+				}
+			}
 		default:
 			iNdEx = preIndex
 			skippy, err := protohelpers.Skip(dAtA[iNdEx:])
