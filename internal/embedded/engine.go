@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -35,6 +36,9 @@ type EngineConfig struct {
 // (compress=1). Each request has a session of its own: settings, current
 // database and temporary tables end with it. There are no users (credentials
 // are ignored), no HTTP sessions, no external tables, and query_id is ignored.
+// A statement whose client goes away is killed, except an INSERT that has all
+// its data; log_comment, by which it is found, has the request's number at its
+// end.
 //
 // A process can run one Engine, once: the library starts once per process.
 // Run it in a process of its own (EngineProcess): the library can abort.
@@ -49,6 +53,8 @@ type Engine struct {
 	hello serverHello
 	slots chan struct{}
 	busy  sync.WaitGroup
+
+	requests atomic.Uint64 // without data of an INSERT, so far
 }
 
 // NewEngine returns an engine that does nothing until Run.
@@ -135,7 +141,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer cancel()
 	if server.Shutdown(drain) != nil {
-		server.Close() // streams end when they next write
+		server.Close() // kills what still runs
 	}
 	if !e.wait(time.Second) {
 		return errors.Join(err, fmt.Errorf("statements still ran %s after the embedded engine on %s was told to stop", drainTimeout, dir))

@@ -3,6 +3,7 @@ package embedded
 import (
 	"bufio"
 	"compress/gzip"
+	"context"
 	"errors"
 	"io"
 	"mime"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/ClickHouse/ch-go/compress"
 	chproto "github.com/ClickHouse/ch-go/proto"
@@ -104,6 +106,14 @@ func (e *Engine) run(a *answer, r *http.Request) error {
 		return err
 	}
 	defer s.close()
+	if data == nil {
+		mark := "request " + strconv.FormatUint(e.requests.Add(1), 10)
+		if comment := q.settings["log_comment"]; comment != "" {
+			mark = comment + ", " + mark
+		}
+		q.settings["log_comment"] = mark
+		defer e.killWhenDone(r.Context(), mark)()
+	}
 	if err := q.apply(s); err != nil {
 		return err
 	}
@@ -111,8 +121,13 @@ func (e *Engine) run(a *answer, r *http.Request) error {
 		if r.Method == http.MethodGet {
 			return errReadOnly
 		}
-		// What fits the buffer can be looked at before it is run.
-		head, err := data.Peek(insertHeadBytes)
+		// Values that fit the buffer can be looked at before they are run. Other
+		// data is not waited for: the engine can begin while it comes.
+		looked := 1
+		if insert.format == "Values" {
+			looked = insertHeadBytes
+		}
+		head, err := data.Peek(looked)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return &bodyError{err}
 		}
@@ -153,6 +168,46 @@ func (e *Engine) run(a *answer, r *http.Request) error {
 		return a.end(stats)
 	}
 	return s.query(q.text, q.defaultFormat, q.parameters, a.whole)
+}
+
+// killWhenDone ends the statement with this log_comment when ctx is done: its client has gone, and the library itself
+// would run it to its end. Call stop when the statement has returned. An INSERT with data needs no mark: it ends with
+// its data.
+func (e *Engine) killWhenDone(ctx context.Context, mark string) (stop func()) {
+	returned, killed := make(chan struct{}), make(chan struct{})
+	forget := context.AfterFunc(ctx, func() {
+		defer close(killed)
+		statement := "KILL QUERY WHERE Settings['log_comment'] = '" + settingText.Replace(mark) + "' ASYNC"
+		again := time.NewTicker(100 * time.Millisecond)
+		defer again.Stop()
+		for {
+			// Before the statement is on the server's list there is nothing to kill.
+			if err := e.exec(statement); err != nil {
+				e.log.Warn("a statement whose client has gone was not killed", "error", err)
+			}
+			select {
+			case <-returned:
+				return
+			case <-again.C:
+			}
+		}
+	})
+	return func() {
+		close(returned)
+		if !forget() {
+			<-killed
+		}
+	}
+}
+
+// exec runs one statement in a session of its own.
+func (e *Engine) exec(statement string) error {
+	s, err := e.lib.open(e.args)
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	return s.exec(statement)
 }
 
 var (
@@ -228,6 +283,9 @@ func parseRequest(values url.Values) (*request, error) {
 	return q, nil
 }
 
+// settingText escapes text between quotes.
+var settingText = strings.NewReplacer(`\`, `\\`, `'`, `\'`)
+
 // apply puts database and settings into force on a session.
 func (q *request) apply(s *session) error {
 	if q.database != "" && q.database != "default" {
@@ -238,10 +296,9 @@ func (q *request) apply(s *session) error {
 	if len(q.settings) == 0 {
 		return nil
 	}
-	quote := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
 	assignments := make([]string, 0, len(q.settings))
 	for name, value := range q.settings {
-		assignments = append(assignments, name+" = '"+quote.Replace(value)+"'")
+		assignments = append(assignments, name+" = '"+settingText.Replace(value)+"'")
 	}
 	slices.Sort(assignments)
 	return s.exec("SET " + strings.Join(assignments, ", "))

@@ -426,6 +426,69 @@ func TestEngineEndsAStreamWithoutReader(t *testing.T) {
 	}
 }
 
+// Nor must one whose statement gives nothing for hours, while it reads and after the engine is told to stop.
+func TestEngineKillsStatementsWithoutClient(t *testing.T) {
+	e := startEngine(t, t.TempDir())
+	const hours = "sum(sipHash64(number)) AS s FROM numbers(1000000000000)"
+	running := func() string {
+		return strings.TrimSpace(e.get(t, "SELECT count() FROM system.processes WHERE query LIKE '%numbers(1000000000000)%' AND query NOT LIKE '%processes%'"))
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	defer leave()
+	var clients sync.WaitGroup
+	ask := func(params, statement string) {
+		clients.Go(func() {
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, e.url(params), strings.NewReader(statement))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if resp, err := http.DefaultClient.Do(req); err == nil {
+				t.Errorf("%s was answered with status %d", statement, resp.StatusCode)
+				resp.Body.Close()
+			}
+		})
+	}
+	ask("", "SELECT "+hours)
+	ask("log_comment=it%27s%20mine", "SELECT "+hours+" FORMAT JSON")
+	ask("", "CREATE TABLE t ENGINE = MergeTree ORDER BY s AS SELECT "+hours)
+	eventually(t, func() string {
+		if n := running(); n != "3" {
+			return n + " of 3 statements are running"
+		}
+		return ""
+	})
+	if got := e.get(t, "SELECT count() FROM system.processes WHERE startsWith(Settings['log_comment'], 'it''s mine')"); got != "1\n" {
+		t.Errorf("%s statements with the client's own log_comment", got)
+	}
+	leave()
+	clients.Wait()
+	eventually(t, func() string {
+		if n := running(); n != "0" {
+			return n + " statements are still running"
+		}
+		return ""
+	})
+
+	ctx, leave = context.WithCancel(t.Context())
+	defer leave()
+	ask("", "SELECT "+hours)
+	eventually(t, func() string {
+		if n := running(); n != "1" {
+			return n + " of 1 statements are running"
+		}
+		return ""
+	})
+	leave()
+	clients.Wait()
+	if err := e.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-e.exited; err != nil { // it says so when something still ran after 8 s
+		t.Errorf("the engine ended with %v: %s", err, e.output.last())
+	}
+}
+
 func (e *testEngine) url(params string) string { return "http://" + e.addr + "/?" + params }
 
 func (e *testEngine) get(t *testing.T, statement string) string {
