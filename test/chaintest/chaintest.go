@@ -114,14 +114,25 @@ func Start(t testing.TB, name string, args ...string) *Process {
 }
 
 // Stop asks for a clean shutdown and kills the process when it does not come.
-func (p *Process) Stop() {
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+func (p *Process) Stop() { _ = p.StopWithin(30 * time.Second) }
+
+// StopWithin asks for a clean shutdown. It is an error when the process has to be killed because it does not come.
+func (p *Process) StopWithin(d time.Duration) error {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended already
 	select {
 	case <-p.done:
-	case <-time.After(30 * time.Second):
+		return nil
+	case <-time.After(d):
 		p.Kill()
+		return fmt.Errorf("%s did not end within %s of SIGTERM", p.name, d)
 	}
 }
+
+// Pid is the process's id.
+func (p *Process) Pid() int { return p.cmd.Process.Pid }
+
+// Done is closed when the process has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
 
 // Kill ends the process at once, as a crash would, and returns when it is gone.
 func (p *Process) Kill() {

@@ -54,7 +54,7 @@ func TestKilledInMidCall(t *testing.T) {
 			kills := 0
 			for n := range reached {
 				if kills < len(crash.after) && n >= crash.after[kills] {
-					d.one.kill()
+					d.one.Kill()
 					d.one = d.again()
 					kills++
 				}

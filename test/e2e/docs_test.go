@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/callscope/callscope/test/chaintest"
 )
 
 func readDoc(t *testing.T, elements ...string) string {
@@ -50,7 +52,7 @@ func TestRunbookNamesEveryMetric(t *testing.T) {
 // TestConfigurationReference holds the documented defaults against those of the
 // binary. UPDATE_GOLDEN=1 writes them.
 func TestConfigurationReference(t *testing.T) {
-	cmd := exec.Command(binary, "config")
+	cmd := exec.Command(chaintest.Binary, "config")
 	cmd.Env = []string{}
 	out, err := cmd.Output()
 	if err != nil {

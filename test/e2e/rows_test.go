@@ -1,17 +1,15 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
-	"io"
 	"math"
-	"net/http"
-	"net/url"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/callscope/callscope/test/chaintest"
 )
 
 // row is one row of a public view, as ClickHouse's JSONEachRow gives it.
@@ -48,33 +46,13 @@ func (r row) millis(t *testing.T, column string) float64 {
 // query runs one statement over the engine's HTTP interface, with nothing of
 // callscope in between.
 func query(engine, sql string) ([]row, error) {
-	parameters := url.Values{
-		"database": {"callscope"},
-		"query":    {sql + " FORMAT JSONEachRow"},
-		"output_format_json_quote_64bit_integers": {"0"},
-	}
-	response, err := http.Get("http://" + engine + "/?" + parameters.Encode())
+	answer, err := chaintest.Query(engine, sql)
 	if err != nil {
 		return nil, err
-	}
-	defer response.Body.Close()
-	body, err := io.ReadAll(response.Body)
-	if err != nil {
-		return nil, err
-	}
-	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(body)))
 	}
 	var rows []row
-	for _, line := range strings.Split(strings.TrimSpace(string(body)), "\n") {
-		if line == "" {
-			continue
-		}
-		var r row
-		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			return nil, fmt.Errorf("reading %q: %w", line, err)
-		}
-		rows = append(rows, r)
+	for _, r := range answer.Records() {
+		rows = append(rows, row(r))
 	}
 	return rows, nil
 }

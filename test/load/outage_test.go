@@ -23,7 +23,10 @@ import (
 
 	"github.com/callscope/callscope/internal/stream"
 	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
+	"github.com/callscope/callscope/test/chaintest"
 )
+
+func TestMain(m *testing.M) { os.Exit(chaintest.Main(m)) }
 
 const (
 	appID  = "123456789"
@@ -81,10 +84,10 @@ const firstMessage = 1_700_000_000_000
 func TestBrokerOutage(t *testing.T) {
 	away := outage(t)
 	dir := t.TempDir()
-	brokerAddr, gatewayAddr, admin := freeAddress(t), freeAddress(t), freeAddress(t)
-	startBroker := func() *process {
-		p := start(t, "callscope broker", "broker", "--data", dir, "--set", "kafka.embedded_addr="+brokerAddr, "--set", "admin.addr="+freeAddress(t))
-		listening(t, p, brokerAddr)
+	brokerAddr, gatewayAddr, admin := chaintest.FreeAddress(t), chaintest.FreeAddress(t), chaintest.FreeAddress(t)
+	startBroker := func() *chaintest.Process {
+		p := chaintest.Start(t, "callscope broker", "broker", "--data", dir, "--set", "kafka.embedded_addr="+brokerAddr, "--set", "admin.addr="+chaintest.FreeAddress(t))
+		chaintest.Listening(t, p, brokerAddr)
 		return p
 	}
 	broker := startBroker()
@@ -94,10 +97,10 @@ func TestBrokerOutage(t *testing.T) {
 	if err != nil {
 		t.Fatalf("making the topics: %v", err)
 	}
-	gateway := start(t, "callscope gateway", "gateway", "--set", "kafka.brokers="+brokerAddr, "--set", "kafka.partitions=4",
+	gateway := chaintest.Start(t, "callscope gateway", "gateway", "--set", "kafka.brokers="+brokerAddr, "--set", "kafka.partitions=4",
 		"--set", "gateway.addr="+gatewayAddr, "--set", "admin.addr="+admin, "--set", "gateway.token_key=a-load-test-token-key-0123456789",
 		"--set", "gateway.budget_bytes="+strconv.Itoa(budgetBytes), "--set", "gateway.limits.address_messages_per_second=-1", "--set", `apps=[{"id":"`+appID+`","secrets":["`+secret+`"]}]`)
-	ready(t, gateway, admin)
+	chaintest.Ready(t, gateway, admin)
 
 	counts := &tally{answered: make(map[int64]bool), joined: make(map[int64]bool)}
 	ctx, stop := context.WithCancel(t.Context())
@@ -158,12 +161,12 @@ func TestBrokerOutage(t *testing.T) {
 			return ""
 		}
 	}
-	eventually(t, time.Minute, "messages being stored", grown(1000))
-	eventually(t, time.Minute, "messages of every session being stored", sessionsGrown(100))
+	chaintest.Eventually(t, time.Minute, "messages being stored", grown(1000))
+	chaintest.Eventually(t, time.Minute, "messages of every session being stored", sessionsGrown(100))
 	cutAll()
-	eventually(t, time.Minute, "messages of every session being stored after a cut", sessionsGrown(20))
+	chaintest.Eventually(t, time.Minute, "messages of every session being stored after a cut", sessionsGrown(20))
 
-	broker.kill()
+	broker.Kill()
 	t.Logf("the broker is away for %s, after %d stored messages", away, counts.count())
 	var peak int64
 	var inFlight float64
@@ -207,9 +210,9 @@ func TestBrokerOutage(t *testing.T) {
 	t.Logf("at the end of the outage %d messages of %d sessions wait, %d of %d cut sessions have resumed", waitingMessages, len(sessions), resumed, len(cutting))
 	startBroker()
 	back := time.Now()
-	eventually(t, time.Minute, "messages being stored again", grown(1000))
+	chaintest.Eventually(t, time.Minute, "messages being stored again", grown(1000))
 	t.Logf("a thousand more messages were stored %s after the return", time.Since(back).Round(time.Millisecond))
-	eventually(t, 2*time.Minute, "messages of every session being stored again", sessionsGrown(100))
+	chaintest.Eventually(t, 2*time.Minute, "messages of every session being stored again", sessionsGrown(100))
 	t.Logf("a hundred more messages of every session were stored %s after the return", time.Since(back).Round(time.Millisecond))
 	cutAll()
 
@@ -221,7 +224,7 @@ func TestBrokerOutage(t *testing.T) {
 
 	// Every message has one outcome, and what was closed is what was shed.
 	var metrics map[string]float64
-	eventually(t, 20*time.Second, "every message having an outcome", func() string {
+	chaintest.Eventually(t, 20*time.Second, "every message having an outcome", func() string {
 		metrics = scrape(t, admin)
 		received, outcomes := sum(metrics, "callscope_gateway_received_total"), sum(metrics, "callscope_gateway_messages_total")
 		if received != outcomes {
@@ -495,16 +498,16 @@ func sum(metrics map[string]float64, name string, labels ...string) float64 {
 }
 
 // resident is the memory of a process, in bytes.
-func resident(t *testing.T, p *process) int64 {
+func resident(t *testing.T, p *chaintest.Process) int64 {
 	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.cmd.Process.Pid))
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", p.Pid()))
 	if err != nil {
-		t.Fatalf("reading the memory of %s: %v", p.name, err)
+		t.Fatalf("reading the memory of process %d: %v", p.Pid(), err)
 	}
 	fields := strings.Fields(string(text))
 	pages, err := strconv.ParseInt(fields[1], 10, 64)
 	if err != nil {
-		t.Fatalf("reading the memory of %s: %v", p.name, err)
+		t.Fatalf("reading the memory of process %d: %v", p.Pid(), err)
 	}
 	return pages * int64(os.Getpagesize())
 }

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"github.com/callscope/callscope/test/chaintest"
 )
 
 // sessionEvents is a session of about twenty messages: everything has its own time, so
@@ -114,7 +116,7 @@ func crash(t *testing.T, d *deployment) {
 			}
 		}
 	}
-	d.process.kill()
+	d.process.Kill()
 	d.start()
 	for name, c := range clients {
 		if err := c.drain(); err != nil {
@@ -150,7 +152,7 @@ func wantOnce(t *testing.T, d *deployment, prefix string, sent map[string][]obje
 			want[name] = append(want[name], fmt.Sprint(event["timestamp"], " ", kind))
 		}
 	}
-	eventually(t, 2*time.Minute, "the rows of all sessions", func() string {
+	chaintest.Eventually(t, 2*time.Minute, "the rows of all sessions", func() string {
 		rows, err := d.query("SELECT conference_id, concat(toString(at), ' ', kind) AS message FROM (" +
 			"SELECT conference_id, original_type AS kind, toUnixTimestamp64Milli(time) AS at FROM events WHERE reported AND startsWith(conference_id, " + sqlText(prefix) + ")" +
 			" UNION ALL SELECT conference_id, 'sample' AS kind, toUnixTimestamp64Milli(time) AS at FROM samples WHERE startsWith(conference_id, " + sqlText(prefix) + ")" +

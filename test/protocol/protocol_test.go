@@ -368,7 +368,7 @@ func shutdown(t *testing.T, d *deployment) {
 		t.Fatal(err)
 	}
 	stopped := make(chan error)
-	go func() { stopped <- d.process.stop() }()
+	go func() { stopped <- d.process.StopWithin(time.Minute) }()
 	if f, err := c.receive("reconnect"); err != nil || f.AfterMs < 0 {
 		t.Errorf("got %s, %v", f.text, err)
 	}
