@@ -2,6 +2,7 @@ package play
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,7 +29,7 @@ type client struct {
 }
 
 func newClient(p *player, rec *recording, name string, times shift) *client {
-	transport := &http.Transport{Proxy: nil, DisableCompression: true}
+	transport := &http.Transport{Proxy: nil, DisableCompression: true, TLSClientConfig: &tls.Config{RootCAs: p.cfg.RootCAs}}
 	return &client{
 		player: p, rec: rec, name: name, times: times,
 		http: &http.Client{

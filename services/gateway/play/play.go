@@ -10,6 +10,7 @@ package play
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -35,6 +36,8 @@ type Config struct {
 	Recordings []Recording // played one after the other
 	Gateway    string      // base URL; DefaultGateway when empty
 	Secret     string      // app secret, or <base64 key id>:<secret>; DefaultSecret when empty
+	// RootCAs are trusted to sign the gateway's certificate; nil: those that the system trusts.
+	RootCAs *x509.CertPool
 	// Speed divides the recorded spacing: 1 as recorded, 2 twice as fast, 0 as fast as the gateway answers. At 0 no
 	// message overtakes one that another client sent more than a second earlier.
 	Speed   float64

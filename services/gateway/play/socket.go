@@ -2,6 +2,7 @@ package play
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,7 +40,7 @@ func (c *client) dial(ctx context.Context, s step) error {
 	if origin := s.Headers["origin"]; origin != "" {
 		header.Set("Origin", origin)
 	}
-	d := websocket.Dialer{Subprotocols: []string{subprotocol}, HandshakeTimeout: c.cfg.Timeout}
+	d := websocket.Dialer{Subprotocols: []string{subprotocol}, HandshakeTimeout: c.cfg.Timeout, TLSClientConfig: &tls.Config{RootCAs: c.cfg.RootCAs}}
 	conn, answer, err := d.DialContext(ctx, target.String(), header)
 	if err != nil {
 		if answer != nil {

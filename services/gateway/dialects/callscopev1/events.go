@@ -239,7 +239,7 @@ var aboutFabric = []string{
 
 // complete checks what an event must have and fills in what the spec says of an absent member.
 func complete(raw *callscopev1.Raw, event *fastjson.Object) error {
-	if raw.Claimed.TimeMs == 0 {
+	if raw.Claimed.TimeMs == 0 || event.Get("timestamp").Type() != fastjson.TypeNumber {
 		return refuse("timestamp", "The event has no timestamp in epoch milliseconds.")
 	}
 	fabric := slices.Contains(aboutFabric, raw.EventType)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -103,6 +104,17 @@ func (s schemas) check(path string, schema map[string]any, v any) error {
 			if applies && (strings.HasPrefix(keyword, "min") && measured < limit || strings.HasPrefix(keyword, "max") && measured > limit) {
 				return bad()
 			}
+		case "exclusiveMinimum":
+			if isNumber && n <= float64(rule.(int)) {
+				return bad()
+			}
+		case "format":
+			if rule != "uuid" {
+				panic(fmt.Sprint("unknown format ", rule))
+			}
+			if isText && !uuidText.MatchString(text) {
+				return bad()
+			}
 		case "allOf":
 			for _, inner := range rule.([]any) {
 				if err := s.check(path, inner.(map[string]any), v); err != nil {
@@ -128,6 +140,72 @@ func (s schemas) check(path string, schema map[string]any, v any) error {
 		}
 	}
 	return nil
+}
+
+// uuidText is RFC 9562's text form.
+var uuidText = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+
+// What the published schemas say of single members is what the gateway does with them.
+func TestSchemasAndAnswers(t *testing.T) {
+	text, err := os.ReadFile("../../../../docs/reference/asyncapi.yaml")
+	must(t, err)
+	var root map[string]any
+	must(t, yaml.Unmarshal(text, &root))
+	s := schemas{root}
+	fits := func(message string, frame object) bool {
+		encoded, err := json.Marshal(frame)
+		must(t, err)
+		var value map[string]any
+		must(t, json.Unmarshal(encoded, &value))
+		return s.check(message, s.resolve("#/components/messages/"+message+"/payload"), value) == nil
+	}
+
+	b := newBench(t, nil)
+	c := b.dial(nil)
+	session := c.signIn(nil)["session"].(string)
+	for i, test := range []struct {
+		timestamp any
+		taken     bool
+	}{
+		{1, true}, {0.25, true}, {1700000000000.5, true}, {1e14, true},
+		{0, false}, {-1, false}, {1e14 + 1, false}, {true, false}, {"", false}, {nil, false}, {"1700000000000", false},
+	} {
+		e := event("userAlive", nil)
+		e["timestamp"] = test.timestamp
+		frame := batch(msg(i+1, e))
+		c.send(frame)
+		taken := true
+		for o := c.receive(); o["type"] != "ack"; o = c.receive() {
+			if taken = false; o["type"] != "status" || o["reason"] != "timestamp" {
+				t.Errorf("timestamp %v: answered with %v", test.timestamp, o)
+			}
+		}
+		if fits("batch", frame) != test.taken || taken != test.taken {
+			t.Errorf("timestamp %v: the schema says %v, the gateway %v, want %v", test.timestamp, fits("batch", frame), taken, test.taken)
+		}
+	}
+
+	for _, test := range []struct {
+		session string
+		taken   bool
+	}{
+		{session, true}, {strings.ToUpper(session), true}, {"00000000-0000-0000-0000-000000000000", true},
+		{"", false}, {"1", false}, {strings.ReplaceAll(session, "-", ""), false}, {"{" + session + "}", false}, {"urn:uuid:" + session, false},
+		{session[:35] + "g", false}, {session + "0", false}, {strings.Repeat("x", 36), false},
+	} {
+		frame := object{"type": "hello", "appID": testApp, "userID": testUser, "session": test.session}
+		c := b.dial(nil)
+		c.send(frame)
+		answer := c.receive()
+		taken := answer["type"] == "nonce"
+		if !taken && answer["reason"] != "session" {
+			t.Errorf("session %q: answered with %v", test.session, answer)
+		}
+		if fits("hello", frame) != test.taken || taken != test.taken {
+			t.Errorf("session %q: the schema says %v, the gateway %v, want %v", test.session, fits("hello", frame), taken, test.taken)
+		}
+		must(t, c.socket.Close())
+	}
 }
 
 // Everything that a client and a server say to each other in a long exchange fits the published schemas, and the schemas

@@ -64,7 +64,7 @@ func readHello(members map[string]*fastjson.Value) (hello, error) {
 	if len(h.clientVersion) > maxVersionLen {
 		return h, refuse("client_version", "The clientVersion is longer than %d bytes.", maxVersionLen)
 	}
-	if h.session != "" {
+	if members["session"] != nil {
 		if _, err := uuid.Parse(h.session); err != nil || len(h.session) != len(uuid.Nil.String()) {
 			return h, refuse("session", "This is not a session that a server gave.")
 		}
