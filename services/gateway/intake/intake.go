@@ -6,6 +6,7 @@
 package intake
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -116,6 +117,25 @@ func HashRequest(method, rawPath string, body []byte) [sha256.Size]byte {
 // HashFrame identifies the content of a WebSocket frame.
 func HashFrame(frame []byte) [sha256.Size]byte { return sha256.Sum256(frame) }
 
+// buffers hold messages between the network and the parser. Without them the bodies, and what a growing slice leaves
+// behind, would be most of what the garbage collector has to do.
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// pooledBufferBytes is the largest buffer that is kept for the next message.
+const pooledBufferBytes = 128 << 10
+
+// Buffer returns an empty buffer for a message that is being received. Discard takes it back once the message is parsed,
+// and nothing in it may be used afterwards; where that is inconvenient the buffer may also be forgotten.
+func Buffer() *bytes.Buffer { return buffers.Get().(*bytes.Buffer) }
+
+// Discard takes a buffer back.
+func Discard(b *bytes.Buffer) {
+	if b.Cap() <= pooledBufferBytes {
+		b.Reset()
+		buffers.Put(b)
+	}
+}
+
 // Record is one record for the raw topic.
 type Record struct{ Key, Value []byte }
 
@@ -133,6 +153,7 @@ func (in *Intake) Parse(body []byte, transport vocabulary.Transport, f func(*voc
 
 // Records makes the records of a message. conferenceID is the one of the path on REST.
 func (in *Intake) Records(m *vocabulary.Message, conferenceID string, a *Arrival) ([]Record, error) {
+	defer m.Recycle() // the records are bytes
 	return in.Envelop(m.Raw(conferenceID), m.Dialect, a)
 }
 

@@ -43,15 +43,15 @@ func (m *Message) inCallscopeEnvelope(key []byte, v *fastjson.Value) bool {
 
 // Messages that only our own protocol has.
 
-var fabricAddedTable = table[v1.FabricAdded]{
+var fabricAddedTable = compile(fields[v1.FabricAdded]{
 	"fabricUsage":                 str(func(m *v1.FabricAdded) *string { return &m.FabricUsage }),
 	"remoteEndpointType":          str(func(m *v1.FabricAdded) *string { return &m.RemoteEndpointType }),
 	"fabricTransmissionDirection": str(func(m *v1.FabricAdded) *string { return &m.FabricTransmissionDirection }),
-}
+})
 
-var associationTable = table[v1.Association]{
+var associationTable = compile(fields[v1.Association]{
 	"ssrc":               str(func(m *v1.Association) *string { return &m.Ssrc }),
 	"userID":             str(func(m *v1.Association) *string { return &m.UserId }),
 	"usageLabel":         cutStr(func(m *v1.Association) *string { return &m.UsageLabel }, cutBytes, maxUsageLabelBytes),
 	"associatedVideoTag": str(func(m *v1.Association) *string { return &m.AssociatedVideoTag }),
-}
+})

@@ -1,8 +1,6 @@
 package vocabulary
 
 import (
-	"maps"
-
 	"github.com/valyala/fastjson"
 
 	v1 "github.com/callscope/callscope/proto/callscope/v1"
@@ -166,7 +164,7 @@ func (m *Message) members(left leftovers, f func(argument)) {
 	})
 }
 
-var endpointTable = table[v1.EndpointInfo]{
+var endpointTable = compile(fields[v1.EndpointInfo]{
 	"type":         str(func(m *v1.EndpointInfo) *string { return &m.Type }),
 	"buildName":    str(func(m *v1.EndpointInfo) *string { return &m.BuildName }),
 	"name":         str(func(m *v1.EndpointInfo) *string { return &m.BuildName }),
@@ -177,9 +175,9 @@ var endpointTable = table[v1.EndpointInfo]{
 	"os":           str(func(m *v1.EndpointInfo) *string { return &m.Os }),
 	"osVersion":    str(func(m *v1.EndpointInfo) *string { return &m.OsVersion }),
 	"userAgent":    str(func(m *v1.EndpointInfo) *string { return &m.UserAgent }),
-}
+})
 
-var userJoinedTable = table[v1.UserJoined]{
+var userJoinedTable = compile(fields[v1.UserJoined]{
 	"endpointInfo":            nested(endpointTable, func(m *v1.UserJoined) **v1.EndpointInfo { return &m.EndpointInfo }),
 	"endpoint":                nested(endpointTable, func(m *v1.UserJoined) **v1.EndpointInfo { return &m.EndpointInfo }),
 	"userName":                cutStr(func(m *v1.UserJoined) *string { return &m.UserName }, cutRunes, maxUserNameRunes),
@@ -189,26 +187,26 @@ var userJoinedTable = table[v1.UserJoined]{
 	"disableGeoIP":            boolField(func(m *v1.UserJoined) **bool { return &m.DisableGeoIp }),
 	"statsSubmissionInterval": num(func(m *v1.UserJoined) **float64 { return &m.StatsSubmissionIntervalMs }),
 	"magicKey":                str(func(m *v1.UserJoined) *string { return &m.MagicKey }),
-}
+})
 
 // localUserTable is the user object that an app passed instead of a user id; its alias is the user id.
-var localUserTable = table[v1.UserJoined]{
+var localUserTable = compile(fields[v1.UserJoined]{
 	"userName": cutStr(func(m *v1.UserJoined) *string { return &m.UserName }, cutRunes, maxUserNameRunes),
-}
+})
 
-var userDetailsTable = table[v1.UserDetails]{
+var userDetailsTable = compile(fields[v1.UserDetails]{
 	"userName": cutStr(func(m *v1.UserDetails) *string { return &m.UserName }, cutRunes, maxUserNameRunes),
-	"localIpAddressInfo": list(table[v1.LocalIpAddress]{
+	"localIpAddressInfo": list(compile(fields[v1.LocalIpAddress]{
 		"address":       str(func(m *v1.LocalIpAddress) *string { return &m.Address }),
 		"candidateType": candidateType(func(m *v1.LocalIpAddress) *string { return &m.CandidateType }),
-	}, func(m *v1.UserDetails) *[]*v1.LocalIpAddress { return &m.LocalIpAddressInfo }),
+	}), func(m *v1.UserDetails) *[]*v1.LocalIpAddress { return &m.LocalIpAddressInfo }),
 	"collectIP": boolField(func(m *v1.UserDetails) **bool { return &m.CollectIp }),
-}
+})
 
-var userAliveTable = table[v1.UserAlive]{
+var userAliveTable = compile(fields[v1.UserAlive]{
 	"endpoint":     nested(endpointTable, func(m *v1.UserAlive) **v1.EndpointInfo { return &m.EndpointInfo }),
 	"endpointInfo": nested(endpointTable, func(m *v1.UserAlive) **v1.EndpointInfo { return &m.EndpointInfo }),
-}
+})
 
 // entryTypes translates the types of older getStats entries.
 var entryTypes = map[string]string{
@@ -246,7 +244,7 @@ func candidateType[M any](field func(*M) *string) field[M] {
 	}
 }
 
-var candidateTable = table[v1.IceCandidate]{
+var candidateTable = compile(fields[v1.IceCandidate]{
 	"id": str(func(m *v1.IceCandidate) *string { return &m.Id }),
 	"type": func(m *v1.IceCandidate, a argument) bool {
 		m.Type = entryType(a.d.text(a.v))
@@ -262,16 +260,16 @@ var candidateTable = table[v1.IceCandidate]{
 	"candidateType": candidateType(func(m *v1.IceCandidate) *string { return &m.CandidateType }),
 	"networkType":   str(func(m *v1.IceCandidate) *string { return &m.NetworkType }),
 	"relayProtocol": str(func(m *v1.IceCandidate) *string { return &m.RelayProtocol }),
-}
+})
 
-var pairTable = table[v1.IceCandidatePair]{
+var pairTable = compile(fields[v1.IceCandidatePair]{
 	"id":                   str(func(m *v1.IceCandidatePair) *string { return &m.Id }),
 	"localCandidateId":     str(func(m *v1.IceCandidatePair) *string { return &m.LocalCandidateId }),
 	"remoteCandidateId":    str(func(m *v1.IceCandidatePair) *string { return &m.RemoteCandidateId }),
 	"state":                str(func(m *v1.IceCandidatePair) *string { return &m.State }),
 	"nominated":            boolField(func(m *v1.IceCandidatePair) **bool { return &m.Nominated }),
 	"googActiveConnection": plainBool(func(m *v1.IceCandidatePair) *bool { return &m.Selected }),
-}
+})
 
 func decodePair(d *decoding, o *fastjson.Object, p *v1.IceCandidatePair) {
 	left := d.begin()
@@ -307,7 +305,7 @@ func pairs[M any](field func(*M) *[]*v1.IceCandidatePair) field[M] {
 	}
 }
 
-var fabricSetupTable = table[v1.FabricSetup]{
+var fabricSetupTable = compile(fields[v1.FabricSetup]{
 	"delay":                       num(func(m *v1.FabricSetup) **float64 { return &m.DelayMs }),
 	"setupDelay":                  num(func(m *v1.FabricSetup) **float64 { return &m.DelayMs }),
 	"iceGatheringDelay":           num(func(m *v1.FabricSetup) **float64 { return &m.IceGatheringDelayMs }),
@@ -322,7 +320,7 @@ var fabricSetupTable = table[v1.FabricSetup]{
 	"iceServers":                  strs(func(m *v1.FabricSetup) *[]string { return &m.IceServers }),
 	"sdpSemantics":                str(func(m *v1.FabricSetup) *string { return &m.SdpSemantics }),
 	"selectedCandidatePairID":     str(func(m *v1.FabricSetup) *string { return &m.SelectedCandidatePairId }),
-}
+})
 
 // logText is a text of a failure, cut to the size that the spec gives to application logs.
 func logText(field func(*v1.Failure) *string) field[v1.Failure] {
@@ -338,50 +336,48 @@ func logText(field func(*v1.Failure) *string) field[v1.Failure] {
 	}
 }
 
-// errorTable is what an app gave to reportError as an object.
-var errorTable = table[v1.Failure]{
+// errorFields are what an app gave to reportError as an object.
+var errorFields = fields[v1.Failure]{
 	"message": logText(func(m *v1.Failure) *string { return &m.Message }),
 	"name":    logText(func(m *v1.Failure) *string { return &m.Name }),
 	"stack":   logText(func(m *v1.Failure) *string { return &m.Stack }),
 }
 
-var failureTable = func() table[v1.Failure] {
-	t := table[v1.Failure]{
-		"delay":              num(func(m *v1.Failure) **float64 { return &m.DelayMs }),
-		"failureDelay":       num(func(m *v1.Failure) **float64 { return &m.DelayMs }),
-		"reason":             str(func(m *v1.Failure) *string { return &m.Reason }),
-		"function":           str(func(m *v1.Failure) *string { return &m.Function }),
-		"messageType":        str(func(m *v1.Failure) *string { return &m.MessageType }),
-		"level":              str(func(m *v1.Failure) *string { return &m.Level }),
-		"fabricState":        str(func(m *v1.Failure) *string { return &m.FabricState }),
-		"iceConnectionState": str(func(m *v1.Failure) *string { return &m.IceConnectionState }),
-		"magicKey":           str(func(m *v1.Failure) *string { return &m.MagicKey }),
-		"endpoint":           nested(endpointTable, func(m *v1.Failure) **v1.EndpointInfo { return &m.Endpoint }),
-		"endpointInfo":       nested(endpointTable, func(m *v1.Failure) **v1.EndpointInfo { return &m.Endpoint }),
-		"localSDP":           str(func(m *v1.Failure) *string { return &m.LocalSdp }),
-		"remoteSDP":          str(func(m *v1.Failure) *string { return &m.RemoteSdp }),
-		// 3.24 and 3.26 send the error as the app gave it, an object or a text.
-		"domError": func(m *v1.Failure, a argument) bool {
-			if a.v.Type() == fastjson.TypeObject {
-				m.MessageType = "json"
-				return inner(errorTable)(m, a)
-			}
-			m.MessageType = "text"
-			return errorTable["message"](m, a)
-		},
-	}
-	maps.Copy(t, errorTable)
-	return t
-}()
+var errorTable = compile(errorFields)
 
-var stateChangeTable = table[v1.FabricStateChange]{
+var failureTable = compile(errorFields, fields[v1.Failure]{
+	"delay":              num(func(m *v1.Failure) **float64 { return &m.DelayMs }),
+	"failureDelay":       num(func(m *v1.Failure) **float64 { return &m.DelayMs }),
+	"reason":             str(func(m *v1.Failure) *string { return &m.Reason }),
+	"function":           str(func(m *v1.Failure) *string { return &m.Function }),
+	"messageType":        str(func(m *v1.Failure) *string { return &m.MessageType }),
+	"level":              str(func(m *v1.Failure) *string { return &m.Level }),
+	"fabricState":        str(func(m *v1.Failure) *string { return &m.FabricState }),
+	"iceConnectionState": str(func(m *v1.Failure) *string { return &m.IceConnectionState }),
+	"magicKey":           str(func(m *v1.Failure) *string { return &m.MagicKey }),
+	"endpoint":           nested(endpointTable, func(m *v1.Failure) **v1.EndpointInfo { return &m.Endpoint }),
+	"endpointInfo":       nested(endpointTable, func(m *v1.Failure) **v1.EndpointInfo { return &m.Endpoint }),
+	"localSDP":           str(func(m *v1.Failure) *string { return &m.LocalSdp }),
+	"remoteSDP":          str(func(m *v1.Failure) *string { return &m.RemoteSdp }),
+	// 3.24 and 3.26 send the error as the app gave it, an object or a text.
+	"domError": func(m *v1.Failure, a argument) bool {
+		if a.v.Type() == fastjson.TypeObject {
+			m.MessageType = "json"
+			return inner(errorTable)(m, a)
+		}
+		m.MessageType = "text"
+		return errorFields["message"](m, a)
+	},
+})
+
+var stateChangeTable = compile(fields[v1.FabricStateChange]{
 	"changedState": str(func(m *v1.FabricStateChange) *string { return &m.ChangedState }),
 	"prevState":    str(func(m *v1.FabricStateChange) *string { return &m.PrevState }),
 	"newState":     str(func(m *v1.FabricStateChange) *string { return &m.NewState }),
 	"currPair":     pair(func(m *v1.FabricStateChange) **v1.IceCandidatePair { return &m.CurrPair }),
-}
+})
 
-var transportSwitchTable = table[v1.FabricTransportSwitch]{
+var transportSwitchTable = compile(fields[v1.FabricTransportSwitch]{
 	"prevIceCandidatePair":   pair(func(m *v1.FabricTransportSwitch) **v1.IceCandidatePair { return &m.PrevIceCandidatePair }),
 	"prevPair":               pair(func(m *v1.FabricTransportSwitch) **v1.IceCandidatePair { return &m.PrevIceCandidatePair }),
 	"currIceCandidatePair":   pair(func(m *v1.FabricTransportSwitch) **v1.IceCandidatePair { return &m.CurrIceCandidatePair }),
@@ -394,9 +390,9 @@ var transportSwitchTable = table[v1.FabricTransportSwitch]{
 	"localCandidates":        list(candidateTable, func(m *v1.FabricTransportSwitch) *[]*v1.IceCandidate { return &m.LocalIceCandidates }),
 	"remoteIceCandidates":    list(candidateTable, func(m *v1.FabricTransportSwitch) *[]*v1.IceCandidate { return &m.RemoteIceCandidates }),
 	"remoteCandidates":       list(candidateTable, func(m *v1.FabricTransportSwitch) *[]*v1.IceCandidate { return &m.RemoteIceCandidates }),
-}
+})
 
-var iceTable = table[v1.IceEvent]{
+var iceTable = compile(fields[v1.IceEvent]{
 	"prevIceConnectionState":   str(func(m *v1.IceEvent) *string { return &m.PrevIceConnectionState }),
 	"currIceConnectionState":   str(func(m *v1.IceEvent) *string { return &m.CurrIceConnectionState }),
 	"prevIceConnectionStateTs": num(func(m *v1.IceEvent) **float64 { return &m.PrevIceConnectionStateTsMs }),
@@ -412,48 +408,48 @@ var iceTable = table[v1.IceEvent]{
 	"remoteIceCandidates":      list(candidateTable, func(m *v1.IceEvent) *[]*v1.IceCandidate { return &m.RemoteIceCandidates }),
 	"remoteCandidates":         list(candidateTable, func(m *v1.IceEvent) *[]*v1.IceCandidate { return &m.RemoteIceCandidates }),
 	"iceCandidatePairs":        pairs(func(m *v1.IceEvent) *[]*v1.IceCandidatePair { return &m.IceCandidatePairs }),
-}
+})
 
-var candidateFoundTable = table[v1.IceCandidateFound]{
+var candidateFoundTable = compile(fields[v1.IceCandidateFound]{
 	"transport":      str(func(m *v1.IceCandidateFound) *string { return &m.Transport }),
 	"protocol":       str(func(m *v1.IceCandidateFound) *string { return &m.Protocol }),
 	"typePreference": str(func(m *v1.IceCandidateFound) *string { return &m.TypePreference }),
 	"address":        str(func(m *v1.IceCandidateFound) *string { return &m.Address }),
 	"type":           str(func(m *v1.IceCandidateFound) *string { return &m.Type }),
 	"media":          str(func(m *v1.IceCandidateFound) *string { return &m.Media }),
-}
+})
 
-var mediaActionTable = table[v1.MediaAction]{
+var mediaActionTable = compile(fields[v1.MediaAction]{
 	"ssrc": str(func(m *v1.MediaAction) *string { return &m.Ssrc }),
-}
+})
 
-var playbackTable = table[v1.MediaPlayback]{
+var playbackTable = compile(fields[v1.MediaPlayback]{
 	"ssrc":      str(func(m *v1.MediaPlayback) *string { return &m.Ssrc }),
 	"highResTs": num(func(m *v1.MediaPlayback) **float64 { return &m.HighResTsMs }),
 	"kind":      str(func(m *v1.MediaPlayback) *string { return &m.Kind }),
-}
+})
 
-var disruptionTable = table[v1.MediaDisruption]{
+var disruptionTable = compile(fields[v1.MediaDisruption]{
 	"mediaType":      str(func(m *v1.MediaDisruption) *string { return &m.MediaType }),
 	"ssrc":           str(func(m *v1.MediaDisruption) *string { return &m.Ssrc }),
 	"streamType":     str(func(m *v1.MediaDisruption) *string { return &m.StreamType }),
 	"disruptionType": str(func(m *v1.MediaDisruption) *string { return &m.DisruptionType }),
-}
+})
 
-var deviceTable = table[v1.MediaDevice]{
+var deviceTable = compile(fields[v1.MediaDevice]{
 	"mediaDeviceID": str(func(m *v1.MediaDevice) *string { return &m.MediaDeviceId }),
 	"deviceId":      str(func(m *v1.MediaDevice) *string { return &m.MediaDeviceId }),
 	"groupID":       str(func(m *v1.MediaDevice) *string { return &m.GroupId }),
 	"groupId":       str(func(m *v1.MediaDevice) *string { return &m.GroupId }),
 	"kind":          str(func(m *v1.MediaDevice) *string { return &m.Kind }),
 	"label":         str(func(m *v1.MediaDevice) *string { return &m.Label }),
-}
+})
 
-var deviceListTable = table[v1.DeviceList]{
+var deviceListTable = compile(fields[v1.DeviceList]{
 	"mediaDeviceList":  list(deviceTable, func(m *v1.DeviceList) *[]*v1.MediaDevice { return &m.MediaDeviceList }),
 	"activeDevicelist": list(deviceTable, func(m *v1.DeviceList) *[]*v1.MediaDevice { return &m.MediaDeviceList }),
 	"deviceList":       list(deviceTable, func(m *v1.DeviceList) *[]*v1.MediaDevice { return &m.MediaDeviceList }),
-}
+})
 
 // sdpText is an SDP; 3.24 and 3.26 write -1 for one that did not change.
 func sdpText(field func(*v1.SdpSubmission) *string) field[v1.SdpSubmission] {
@@ -469,19 +465,18 @@ func sdpText(field func(*v1.SdpSubmission) *string) field[v1.SdpSubmission] {
 	}
 }
 
-var sdpTexts = table[v1.SdpSubmission]{
+var sdpFields = fields[v1.SdpSubmission]{
 	"localSDP":  sdpText(func(m *v1.SdpSubmission) *string { return &m.LocalSdp }),
 	"remoteSDP": sdpText(func(m *v1.SdpSubmission) *string { return &m.RemoteSdp }),
 }
 
-var sdpTable = func() table[v1.SdpSubmission] {
-	t := maps.Clone(sdpTexts)
-	payload := table[v1.SdpSubmission]{"sdp": inner(sdpTexts)}
-	t["sdpPayload"] = inner(payload)
-	return t
-}()
+var sdpTable = compile(sdpFields, fields[v1.SdpSubmission]{
+	"sdpPayload": inner(compile(fields[v1.SdpSubmission]{
+		"sdp": inner(compile(sdpFields)),
+	})),
+})
 
-var feedbackTable = table[v1.Feedback]{
+var feedbackTable = compile(fields[v1.Feedback]{
 	"overallRating":      num(func(m *v1.Feedback) **float64 { return &m.Overall }),
 	"overall":            num(func(m *v1.Feedback) **float64 { return &m.Overall }),
 	"audioQualityRating": num(func(m *v1.Feedback) **float64 { return &m.Audio }),
@@ -491,14 +486,14 @@ var feedbackTable = table[v1.Feedback]{
 	"screen":             num(func(m *v1.Feedback) **float64 { return &m.Screen }),
 	"comments":           str(func(m *v1.Feedback) *string { return &m.Comment }),
 	"comment":            str(func(m *v1.Feedback) *string { return &m.Comment }),
-}
+})
 
-var feedbackEventTable = table[v1.Feedback]{
+var feedbackEventTable = compile(fields[v1.Feedback]{
 	"feedback": inner(feedbackTable),
 	"userQoe":  inner(feedbackTable),
-}
+})
 
-var callDetailsTable = table[v1.CallDetails]{
+var callDetailsTable = compile(fields[v1.CallDetails]{
 	"callType":          str(func(m *v1.CallDetails) *string { return &m.CallType }),
 	"role":              str(func(m *v1.CallDetails) *string { return &m.Role }),
 	"contactQueue":      str(func(m *v1.CallDetails) *string { return &m.ContactQueue }),
@@ -511,26 +506,26 @@ var callDetailsTable = table[v1.CallDetails]{
 	"connectedAt":       num(func(m *v1.CallDetails) **float64 { return &m.ConnectedAtMs }),
 	"extensionVersion":  str(func(m *v1.CallDetails) *string { return &m.ExtensionVersion }),
 	"shimVersion":       str(func(m *v1.CallDetails) *string { return &m.ShimVersion }),
-}
+})
 
-var customEventTable = table[v1.CustomEvent]{
+var customEventTable = compile(fields[v1.CustomEvent]{
 	"eventList": jsonOf(fastjson.TypeArray, func(m *v1.CustomEvent) *string { return &m.EventListJson }),
-}
+})
 
-var conferenceSummaryTable = table[v1.ConferenceSummaryEvent]{
+var conferenceSummaryTable = compile(fields[v1.ConferenceSummaryEvent]{
 	"type":            str(func(m *v1.ConferenceSummaryEvent) *string { return &m.Type }),
 	"pstnTime":        num(func(m *v1.ConferenceSummaryEvent) **float64 { return &m.PstnTime }),
 	"ringingTime":     num(func(m *v1.ConferenceSummaryEvent) **float64 { return &m.RingingTime }),
 	"contactID":       str(func(m *v1.ConferenceSummaryEvent) *string { return &m.ContactId }),
 	"isCallForwarded": boolField(func(m *v1.ConferenceSummaryEvent) **bool { return &m.IsCallForwarded }),
-}
+})
 
-var customStatsTable = table[v1.CustomStats]{
+var customStatsTable = compile(fields[v1.CustomStats]{
 	"stats": jsonOf(fastjson.TypeArray, func(m *v1.CustomStats) *string { return &m.StatsJson }),
-}
+})
 
 // resultsTable names what is asked for most; the whole of the results is kept beside it.
-var resultsTable = table[v1.PreCallTestResults]{
+var resultsTable = compile(fields[v1.PreCallTestResults]{
 	"id":             str(func(m *v1.PreCallTestResults) *string { return &m.Id }),
 	"version":        str(func(m *v1.PreCallTestResults) *string { return &m.Version }),
 	"status":         str(func(m *v1.PreCallTestResults) *string { return &m.Status }),
@@ -539,22 +534,22 @@ var resultsTable = table[v1.PreCallTestResults]{
 	"provider":       str(func(m *v1.PreCallTestResults) *string { return &m.Provider }),
 	"runManually":    boolField(func(m *v1.PreCallTestResults) **bool { return &m.RunManually }),
 	"runByUser":      boolField(func(m *v1.PreCallTestResults) **bool { return &m.RunByUser }),
-	"tests": inner(table[v1.PreCallTestResults]{
+	"tests": inner(compile(fields[v1.PreCallTestResults]{
 		"mediaConnectivity": boolField(func(m *v1.PreCallTestResults) **bool { return &m.MediaConnectivity }),
-		"rtt": inner(table[v1.PreCallTestResults]{
+		"rtt": inner(compile(fields[v1.PreCallTestResults]{
 			"median":  num(func(m *v1.PreCallTestResults) **float64 { return &m.RttMedianMs }),
 			"average": num(func(m *v1.PreCallTestResults) **float64 { return &m.RttAverageMs }),
-		}),
-		"loss": inner(table[v1.PreCallTestResults]{
+		})),
+		"loss": inner(compile(fields[v1.PreCallTestResults]{
 			"fractionLostBytes": num(func(m *v1.PreCallTestResults) **float64 { return &m.FractionLost }),
-		}),
-		"throughput": inner(table[v1.PreCallTestResults]{
+		})),
+		"throughput": inner(compile(fields[v1.PreCallTestResults]{
 			"average": num(func(m *v1.PreCallTestResults) **float64 { return &m.ThroughputKbps }),
-		}),
-	}),
-}
+		})),
+	})),
+})
 
-var preCallResultsTable = table[v1.PreCallTestResults]{
+var preCallResultsTable = compile(fields[v1.PreCallTestResults]{
 	"results": func(m *v1.PreCallTestResults, a argument) bool {
 		if a.v.Type() != fastjson.TypeObject {
 			return false
@@ -567,13 +562,13 @@ var preCallResultsTable = table[v1.PreCallTestResults]{
 	},
 	"userName": cutStr(func(m *v1.PreCallTestResults) *string { return &m.UserName }, cutRunes, maxUserNameRunes),
 	"loginID":  str(func(m *v1.PreCallTestResults) *string { return &m.LoginId }),
-}
+})
 
-var preCallAssociateTable = table[v1.PreCallTestAssociate]{
+var preCallAssociateTable = compile(fields[v1.PreCallTestAssociate]{
 	"ids": strs(func(m *v1.PreCallTestAssociate) *[]string { return &m.Ids }),
-}
+})
 
-var preCallNotificationTable = table[v1.PreCallTestNotification]{
+var preCallNotificationTable = compile(fields[v1.PreCallTestNotification]{
 	"notificationID":     str(func(m *v1.PreCallTestNotification) *string { return &m.NotificationId }),
 	"notification":       jsonOf(fastjson.TypeObject, func(m *v1.PreCallTestNotification) *string { return &m.NotificationJson }),
 	"endpointInfo":       nested(endpointTable, func(m *v1.PreCallTestNotification) **v1.EndpointInfo { return &m.EndpointInfo }),
@@ -581,14 +576,14 @@ var preCallNotificationTable = table[v1.PreCallTestNotification]{
 	"localIPNetworkType": str(func(m *v1.PreCallTestNotification) *string { return &m.LocalIpNetworkType }),
 	"userName":           cutStr(func(m *v1.PreCallTestNotification) *string { return &m.UserName }, cutRunes, maxUserNameRunes),
 	"loginID":            str(func(m *v1.PreCallTestNotification) *string { return &m.LoginId }),
-}
+})
 
-var userIDChangedTable = table[v1.UserIdChanged]{
+var userIDChangedTable = compile(fields[v1.UserIdChanged]{
 	"id":     str(func(m *v1.UserIdChanged) *string { return &m.Id }),
 	"idType": str(func(m *v1.UserIdChanged) *string { return &m.IdType }),
-}
+})
 
-var ssrcTable = table[v1.SsrcMapEntry]{
+var ssrcTable = compile(fields[v1.SsrcMapEntry]{
 	"ssrc":               str(func(m *v1.SsrcMapEntry) *string { return &m.Ssrc }),
 	"cname":              str(func(m *v1.SsrcMapEntry) *string { return &m.Cname }),
 	"msid":               str(func(m *v1.SsrcMapEntry) *string { return &m.Msid }),
@@ -603,11 +598,11 @@ var ssrcTable = table[v1.SsrcMapEntry]{
 	"associatedVideoTag": str(func(m *v1.SsrcMapEntry) *string { return &m.AssociatedVideoTag }),
 	"localStartTime":     num(func(m *v1.SsrcMapEntry) **float64 { return &m.LocalStartTimeMs }),
 	"syncedStartTime":    num(func(m *v1.SsrcMapEntry) **float64 { return &m.SyncedStartTimeMs }),
-}
+})
 
-var ssrcMapTable = table[v1.SsrcMap]{
+var ssrcMapTable = compile(fields[v1.SsrcMap]{
 	"ssrcData": list(ssrcTable, func(m *v1.SsrcMap) *[]*v1.SsrcMapEntry { return &m.SsrcData }),
-}
+})
 
 // takeSsrcMap reads the array of newer clients, or the object keyed by SSRC of 3.24 and 3.26.
 func takeSsrcMap(m *Message, raw *v1.Raw, left leftovers) []*v1.Raw {

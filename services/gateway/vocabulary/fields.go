@@ -1,14 +1,64 @@
 package vocabulary
 
 import (
+	"maps"
 	"math"
 
 	"github.com/valyala/fastjson"
 )
 
-// A table says which field of a message holds which JSON member, old spellings included. It is the place to look up
-// what becomes of a client's member; what no table names goes to extra_json.
-type table[M any] map[string]field[M]
+// fields say which field of a message holds which JSON member, old spellings included. It is the place to look up what
+// becomes of a client's member; what no table names goes to extra_json.
+type fields[M any] map[string]field[M]
+
+// A table finds fields by name. It is a hash table with linear probing, a power of two long and mostly empty: half of
+// the members of a report are not in it, and a message has hundreds of them, for which a map takes three times as long.
+type table[M any] []struct {
+	name string
+	put  field[M]
+}
+
+// compile makes the table of all fields that are given.
+func compile[M any](parts ...fields[M]) table[M] {
+	all := make(fields[M])
+	for _, part := range parts {
+		maps.Copy(all, part)
+	}
+	size := 4
+	for size < 4*len(all) {
+		size *= 2
+	}
+	t := make(table[M], size)
+	for name, f := range all {
+		i := slot([]byte(name)) % size
+		for t[i].put != nil {
+			i = (i + 1) % size
+		}
+		t[i].name, t[i].put = name, f
+	}
+	return t
+}
+
+// slot is a hash that looks at the length and three bytes of a name.
+func slot(name []byte) int {
+	n := len(name)
+	if n == 0 {
+		return 0
+	}
+	return n + 7*int(name[0]) + 31*int(name[n/2]) + 113*int(name[n-1])
+}
+
+// find returns nil for a name that the table does not have; a nil table has none.
+func (t table[M]) find(name []byte) field[M] {
+	mask := len(t) - 1
+	for i := slot(name); mask >= 0; i++ {
+		entry := &t[i&mask]
+		if entry.put == nil || entry.name == string(name) {
+			return entry.put
+		}
+	}
+	return nil
+}
 
 // field puts a value into a message. It returns false when the value does not fit; then it is kept as a leftover.
 // null never gets here: it means that the client did not say.
@@ -22,15 +72,18 @@ type argument struct {
 
 // decode puts the members of an object into m. Those that the table does not know, or that do not fit, go to left.
 func decode[M any](left leftovers, o *fastjson.Object, t table[M], m *M) {
-	o.Visit(func(key []byte, v *fastjson.Value) { take(argument{left, key, v}, t, m) })
+	o.Visit(func(key []byte, v *fastjson.Value) {
+		if put := t.find(key); put == nil || v.Type() != fastjson.TypeNull && !put(m, argument{left, key, v}) {
+			left.add(key, v)
+		}
+	})
 }
 
 // take puts one member into m or into the leftovers.
 func take[M any](a argument, t table[M], m *M) {
-	if f, known := t[string(a.key)]; known && (a.v.Type() == fastjson.TypeNull || f(m, a)) {
-		return
+	if put := t.find(a.key); put == nil || a.v.Type() != fastjson.TypeNull && !put(m, a) {
+		a.add(a.key, a.v)
 	}
-	a.add(a.key, a.v)
 }
 
 // ignored is a member that another field or the message's type says already.

@@ -11,47 +11,89 @@ import (
 	"github.com/valyala/fastjson"
 )
 
-// valid reports whether what fastjson's parser accepted is JSON: the parser bounds the depth and checks the structure,
+// isPlain reports whether no string in a JSON text has an escape or could need one when it is written again.
+func isPlain(text []byte) bool { return bytes.IndexByte(text, '\\') < 0 && !hasControl(text) }
+
+// valid reports whether what fastjson's parser made root of is JSON: the parser bounds the depth and checks the structure,
 // but lets malformed numbers, control characters and unknown escapes pass. Its validator finds them and takes as long
-// as the parser. Where nothing is escaped, only what stands outside the strings can be wrong, and the validator is asked
-// about no more than that.
-func valid(parsed []byte) bool {
-	if bytes.IndexByte(parsed, '\\') >= 0 || hasControl(parsed) {
-		return fastjson.ValidateBytes(parsed) == nil
+// as the parser. In a plain text only the numbers can be wrong, and they are looked at here.
+func valid(text []byte, root *fastjson.Value, plain bool) bool {
+	if !plain {
+		return fastjson.ValidateBytes(text) == nil
 	}
-	for i := 0; i < len(parsed); {
-		c := parsed[i]
-		if c == '"' {
-			n := bytes.IndexByte(parsed[i+1:], '"')
-			if n < 0 {
+	var scratch [32]byte
+	return validNumbers(root, scratch[:0])
+}
+
+func validNumbers(v *fastjson.Value, scratch []byte) bool {
+	switch v.Type() {
+	case fastjson.TypeObject:
+		ok := true
+		v.GetObject().Visit(func(_ []byte, v *fastjson.Value) {
+			switch v.Type() {
+			case fastjson.TypeNumber:
+				ok = ok && isNumber(v.MarshalTo(scratch))
+			case fastjson.TypeObject, fastjson.TypeArray:
+				ok = ok && validNumbers(v, scratch)
+			}
+		})
+		return ok
+	case fastjson.TypeArray:
+		for _, item := range v.GetArray() {
+			if !validNumbers(item, scratch) {
 				return false
 			}
-			i += n + 2
-			continue
 		}
-		if separates[c] {
-			i++
-			continue
-		}
-		start, integer := i, c >= '1' && c <= '9'
-		for i++; i < len(parsed) && !separates[parsed[i]]; i++ {
-			integer = integer && parsed[i] >= '0' && parsed[i] <= '9'
-		}
-		zero := c == '0' && i == start+1
-		if !integer && !zero && fastjson.ValidateBytes(parsed[start:i]) != nil {
-			return false
-		}
+	case fastjson.TypeNumber:
+		return isNumber(v.MarshalTo(scratch))
 	}
 	return true
 }
 
-// separates holds the characters that end a number or a literal.
-var separates = [256]bool{',': true, ':': true, '{': true, '}': true, '[': true, ']': true, '"': true, ' ': true}
+// isNumber follows RFC 8259, section 6: [-] integer [fraction] [exponent].
+func isNumber(s []byte) bool {
+	if len(s) > 0 && s[0] == '-' {
+		s = s[1:]
+	}
+	n := digits(s)
+	if n == 0 || n > 1 && s[0] == '0' {
+		return false
+	}
+	if s = s[n:]; len(s) > 0 && s[0] == '.' {
+		if n = digits(s[1:]); n == 0 {
+			return false
+		}
+		s = s[1+n:]
+	}
+	if len(s) > 0 && (s[0] == 'e' || s[0] == 'E') {
+		if s = s[1:]; len(s) > 0 && (s[0] == '+' || s[0] == '-') {
+			s = s[1:]
+		}
+		n = digits(s)
+		return n > 0 && n == len(s)
+	}
+	return len(s) == 0
+}
 
-// hasControl reports whether a byte is less than a space, of eight at once: a byte that borrows when the space is
+// digits counts the decimal digits that s begins with.
+func digits(s []byte) (n int) {
+	for n < len(s) && '0' <= s[n] && s[n] <= '9' {
+		n++
+	}
+	return n
+}
+
+// hasControl reports whether a byte is less than a space, of 32 or eight at once: a byte that borrows when the space is
 // subtracted gets its highest bit, which it did not have before.
 func hasControl(b []byte) bool {
 	const spaces, highest = 0x2020202020202020, 0x8080808080808080
+	for ; len(b) >= 32; b = b[32:] {
+		w, x := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
+		y, z := binary.LittleEndian.Uint64(b[16:]), binary.LittleEndian.Uint64(b[24:])
+		if ((w-spaces)&^w|(x-spaces)&^x|(y-spaces)&^y|(z-spaces)&^z)&highest != 0 {
+			return true
+		}
+	}
 	for ; len(b) >= 8; b = b[8:] {
 		if x := binary.LittleEndian.Uint64(b); (x-spaces)&^x&highest != 0 {
 			return true
@@ -98,7 +140,11 @@ func number(v *fastjson.Value, scratch []byte) (float64, bool) {
 	var err error
 	switch v.Type() {
 	case fastjson.TypeNumber:
-		n, err = strconv.ParseFloat(string(v.MarshalTo(scratch)), 64)
+		text := v.MarshalTo(scratch)
+		if whole, ok := smallInteger(text); ok {
+			return whole, true
+		}
+		n, err = strconv.ParseFloat(string(text), 64)
 	case fastjson.TypeString:
 		b := v.GetStringBytes()
 		if len(b) == 0 || len(b) > 64 || b[0] > '9' {
@@ -109,6 +155,21 @@ func number(v *fastjson.Value, scratch []byte) (float64, bool) {
 		return 0, false
 	}
 	return n, err == nil && !math.IsInf(n, 0) && !math.IsNaN(n)
+}
+
+// smallInteger reads the counters that are most of a report, in a quarter of the time. Up to 15 digits a float64 is exact.
+func smallInteger(text []byte) (n float64, ok bool) {
+	if len(text) > 15 {
+		return 0, false
+	}
+	whole := 0
+	for _, c := range text {
+		if c -= '0'; c > 9 {
+			return 0, false
+		}
+		whole = whole*10 + int(c)
+	}
+	return float64(whole), len(text) > 0
 }
 
 func boolean(v *fastjson.Value) (value, ok bool) {
@@ -128,9 +189,9 @@ func boolean(v *fastjson.Value) (value, ok bool) {
 	return false, false
 }
 
-// appendJSON writes a value as JSON. fastjson's own writer uses Go's escapes for control characters, which is no JSON.
-// Numbers keep the client's digits.
-func appendJSON(dst []byte, v *fastjson.Value) []byte {
+// appendJSON writes a value as JSON; plain says what isPlain said of the text that it comes from. fastjson's own writer uses
+// Go's escapes for control characters, which is no JSON. Numbers keep the client's digits.
+func appendJSON(dst []byte, v *fastjson.Value, plain bool) []byte {
 	switch v.Type() {
 	case fastjson.TypeObject:
 		dst = append(dst, '{')
@@ -139,8 +200,8 @@ func appendJSON(dst []byte, v *fastjson.Value) []byte {
 			if len(dst) > start {
 				dst = append(dst, ',')
 			}
-			dst = append(appendString(dst, key), ':')
-			dst = appendJSON(dst, v)
+			dst = append(appendString(dst, key, plain), ':')
+			dst = appendJSON(dst, v, plain)
 		})
 		return append(dst, '}')
 	case fastjson.TypeArray:
@@ -149,17 +210,17 @@ func appendJSON(dst []byte, v *fastjson.Value) []byte {
 			if i > 0 {
 				dst = append(dst, ',')
 			}
-			dst = appendJSON(dst, v)
+			dst = appendJSON(dst, v, plain)
 		}
 		return append(dst, ']')
 	case fastjson.TypeString:
-		return appendString(dst, v.GetStringBytes())
+		return appendString(dst, v.GetStringBytes(), plain)
 	}
 	return v.MarshalTo(dst)
 }
 
-func appendString(dst, s []byte) []byte {
-	if hasControl(s) || bytes.IndexByte(s, '"') >= 0 || bytes.IndexByte(s, '\\') >= 0 {
+func appendString(dst, s []byte, plain bool) []byte {
+	if !plain && (!isPlain(s) || bytes.IndexByte(s, '"') >= 0) {
 		quoted, err := json.Marshal(string(s))
 		if err != nil {
 			panic("vocabulary: marshalling a string failed: " + err.Error()) // it cannot

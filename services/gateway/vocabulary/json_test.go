@@ -2,6 +2,7 @@ package vocabulary
 
 import (
 	"encoding/json"
+	"math"
 	"strings"
 	"testing"
 
@@ -12,10 +13,11 @@ import (
 // sameJudgement compares valid with the library's validator about what its parser accepted.
 func sameJudgement(t reporter, body []byte) {
 	var p fastjson.Parser
-	if _, err := p.ParseBytes(body); err != nil {
+	root, err := p.ParseBytes(body)
+	if err != nil {
 		return
 	}
-	if got, want := valid(body), fastjson.ValidateBytes(body) == nil; got != want {
+	if got, want := valid(body, root, isPlain(body)), fastjson.ValidateBytes(body) == nil; got != want {
 		t.Fatalf("valid(%q) = %v, the validator says %v", body, got, want)
 	}
 }
@@ -51,6 +53,22 @@ func TestValidMutated(t *testing.T) {
 		}
 		sameJudgement(rt, body)
 	})
+}
+
+// TestNumber compares with the standard library, which reads any JSON number to the nearest float64.
+func TestNumber(t *testing.T) {
+	texts := []string{"0", "7", "-0", "-7", "10", "1.5", "1e3", "1E+3", "-2.5e-3", "1e400"}
+	for digits := 1; digits < 20; digits++ {
+		texts = append(texts, strings.Repeat("9", digits), "1"+strings.Repeat("0", digits-1)+"3", strings.Repeat("9", digits)+".25")
+	}
+	for _, text := range texts {
+		var want float64
+		wantOK := json.Unmarshal([]byte(text), &want) == nil
+		got, ok := number(fastjson.MustParse(text), nil)
+		if ok != wantOK || ok && (got != want || math.Signbit(got) != math.Signbit(want)) {
+			t.Errorf("number(%s) = %v, %v; want %v, %v", text, got, ok, want, wantOK)
+		}
+	}
 }
 
 func TestHasControl(t *testing.T) {

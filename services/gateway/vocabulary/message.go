@@ -56,14 +56,19 @@ type Message struct {
 	Dialect callscopev1.Dialect
 	// EventType has the 3.73 name, OriginalType the client's where it differs.
 	EventType, OriginalType string
-	// What the WebSocket dialects put into the message: the token, the app as decimal text, and the conference id
-	// as the client wrote it, which is how it wants to see it in the answer.
-	Token, AppID, EncodedConferenceID string
+	// What the WebSocket dialects put into the message: the app as decimal text, and the conference id as the client
+	// wrote it, which is how it wants to see it in the answer.
+	AppID, EncodedConferenceID string
+	// Token is the access token of the WebSocket dialects. It is no copy, since it is as long as a small message and the
+	// same in all of them: unlike everything else it ends with Release.
+	Token []byte
 
 	claimed *callscopev1.Claimed
 	parser  *fastjson.Parser
 	object  *fastjson.Object
 	pooled  bool
+	parts   *parts // of what Raw returned
+	plain   bool   // see isPlain
 	scratch [32]byte
 }
 
@@ -87,7 +92,8 @@ func (m *Message) parse(body []byte, transport Transport) error {
 	if err != nil && strings.Contains(err.Error(), "too big depth") {
 		return invalid("depth", "The message is nested more than %d levels deep.", fastjson.MaxDepth)
 	}
-	if err != nil || !valid(body) {
+	m.plain = isPlain(body)
+	if err != nil || !valid(body, root, m.plain) {
 		return invalid("json", "The message is not valid JSON.")
 	}
 	m.object, err = root.Object()
@@ -105,7 +111,16 @@ func (m *Message) Release() {
 	if m.parser != nil && m.pooled {
 		parsers.Put(m.parser)
 	}
-	m.parser, m.object = nil, nil
+	m.parser, m.object, m.Token = nil, nil, nil
+}
+
+// Recycle takes back what Raw returned, nothing of which may be used afterwards, to make the next message of it. Who keeps
+// raw messages does not call it.
+func (m *Message) Recycle() {
+	if m.parts != nil {
+		m.parts.recycle()
+		m.parts = nil
+	}
 }
 
 func (m *Message) readRESTHead() error {
@@ -125,7 +140,9 @@ func (m *Message) readRESTHead() error {
 
 func (m *Message) readWebSocketHead() error {
 	h := m.head()
-	m.Token = text(h.token)
+	if h.token != nil && h.token.Type() == fastjson.TypeString {
+		m.Token = h.token.GetStringBytes()
+	}
 	m.AppID = text(h.appID)
 	m.claimed = &callscopev1.Claimed{
 		UserId:        unescape(first(text(h.localID), text(h.userID))),
@@ -203,6 +220,9 @@ func (m *Message) Raw(conferenceID string) []*callscopev1.Raw {
 	raw := &callscopev1.Raw{Claimed: m.claimed, EventType: m.EventType, OriginalType: m.OriginalType}
 	d := decodings.Get().(*decoding)
 	defer d.release()
+	d.plain = m.plain
+	m.parts = partsPool.Get().(*parts)
+	d.parts = m.parts
 	left := d.begin()
 	take := takers[m.EventType]
 	if take == nil {

@@ -426,6 +426,44 @@ func FuzzParse(f *testing.F) {
 
 var jsonMarshaler = protojson.MarshalOptions{}
 
+// What a recycled message held neither shows up in those after it nor changes the raw messages that somebody keeps.
+func TestRecycle(t *testing.T) {
+	marshal := func(raws []*v1.Raw) (values []string) {
+		for _, raw := range raws {
+			value, err := raw.MarshalVT()
+			if err != nil {
+				t.Fatal(err)
+			}
+			values = append(values, string(value))
+		}
+		return values
+	}
+	all := captures(t)
+	kept, want := make([][]*v1.Raw, len(all)), make([][]string, len(all))
+	for i, c := range all {
+		kept[i] = normalise(t, c)
+		want[i] = marshal(kept[i])
+	}
+	for range 2 {
+		for i, c := range all {
+			m, err := Parse([]byte(c.body), c.transport)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want[i], marshal(m.Raw(c.conference))); diff != "" {
+				t.Fatalf("%s: (-fresh +from recycled parts)\n%s", c, diff)
+			}
+			m.Recycle()
+			m.Release()
+		}
+	}
+	for i, c := range all {
+		if diff := cmp.Diff(want[i], marshal(kept[i])); diff != "" {
+			t.Fatalf("%s changed: (-before +after others were recycled)\n%s", c, diff)
+		}
+	}
+}
+
 func BenchmarkStats(b *testing.B) {
 	var body string
 	for _, c := range captures(b) {
@@ -445,6 +483,7 @@ func BenchmarkStats(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
+		m.Recycle()
 		m.Release()
 	}
 }

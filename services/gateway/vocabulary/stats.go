@@ -61,15 +61,15 @@ func takeStats(m *Message, raw *v1.Raw, left leftovers) (more []*v1.Raw) {
 }
 
 // reportTable holds what stands beside the entries.
-var reportTable = table[v1.Stats]{
+var reportTable = compile(fields[v1.Stats]{
 	"fabricState":     str(func(m *v1.Stats) *string { return &m.FabricState }),
 	"connectionState": str(func(m *v1.Stats) *string { return &m.ConnectionState }),
 	"wifiStats":       jsonOf(fastjson.TypeObject, func(m *v1.Stats) *string { return &m.WifiStatsJson }),
-	"batteryStatus": inner(table[v1.Stats]{
+	"batteryStatus": inner(compile(fields[v1.Stats]{
 		"batteryLevel":      num(func(m *v1.Stats) **float64 { return &m.BatteryLevel }),
 		"isBatteryCharging": boolField(func(m *v1.Stats) **bool { return &m.BatteryCharging }),
-	}),
-}
+	})),
+})
 
 // takeProcessed reads one of the reports of 3.24 and 3.26: streams around the browser's RTP entries, and the transports.
 func takeProcessed(o *fastjson.Object, raw *v1.Raw, s *v1.Stats, left leftovers) {
@@ -152,7 +152,7 @@ func (r *report) keep(v *fastjson.Value) {
 	if len(r.d.other) == 0 {
 		separator = '['
 	}
-	r.d.other = appendJSON(append(r.d.other, separator), v)
+	r.d.other = appendJSON(append(r.d.other, separator), v, r.d.plain)
 }
 
 // decoded puts the members of an object into m and returns what is left, "" for nothing.
@@ -191,7 +191,7 @@ func (r *report) rtp(o *fastjson.Object, t v1.RtpType) {
 }
 
 func (r *report) decodeRTP(left leftovers, o *fastjson.Object, t v1.RtpType) *v1.RtpStats {
-	s := &v1.RtpStats{Type: t}
+	s := r.d.rtp(t)
 	decode(left, o, rtpTable, s)
 	return r.addRTP(s, o)
 }
@@ -262,7 +262,7 @@ func (r *report) stream(o *fastjson.Object) {
 	var s *v1.RtpStats
 	switch {
 	case data == nil || data.Type() != fastjson.TypeObject:
-		s = r.addRTP(&v1.RtpStats{Type: r.streamType(o)}, o)
+		s = r.addRTP(r.d.rtp(r.streamType(o)), o)
 	default:
 		switch typ := entryType(r.d.text(data.Get("type"))); typ {
 		case "ssrc":
@@ -293,7 +293,7 @@ func (r *report) stream(o *fastjson.Object) {
 		s.AssociatedUserId = userID
 	case userID != "" && userID != s.AssociatedUserId:
 		left.name([]byte("userID"))
-		r.d.left = appendString(r.d.left, []byte(userID))
+		r.d.left = appendString(r.d.left, []byte(userID), r.d.plain)
 	}
 	s.ExtraJson = left.object()
 }
@@ -313,7 +313,7 @@ func (r *report) streamType(o *fastjson.Object) v1.RtpType {
 	}
 }
 
-var streamTable = table[v1.RtpStats]{
+var streamTable = compile(fields[v1.RtpStats]{
 	"ssrc":               sameStr(func(m *v1.RtpStats) *string { return &m.Ssrc }),
 	"streamType":         ignored[v1.RtpStats],
 	"reportType":         ignored[v1.RtpStats],
@@ -323,7 +323,7 @@ var streamTable = table[v1.RtpStats]{
 	"usageLabel":         usageLabel,
 	"remoteUserID":       str(func(m *v1.RtpStats) *string { return &m.AssociatedUserId }),
 	"associatedVideoTag": str(func(m *v1.RtpStats) *string { return &m.AssociatedVideoTag }),
-}
+})
 
 var usageLabel = cutStr(func(m *v1.RtpStats) *string { return &m.UsageLabel }, cutBytes, maxUsageLabelBytes)
 
@@ -335,7 +335,7 @@ func booleanMember(o *fastjson.Object, name string) (value, ok bool) {
 	return boolean(v)
 }
 
-var rtpTable = table[v1.RtpStats]{
+var rtpTable = compile(fields[v1.RtpStats]{
 	"type":      ignored[v1.RtpStats],
 	"isRemote":  ignored[v1.RtpStats],
 	"id":        str(func(m *v1.RtpStats) *string { return &m.Id }),
@@ -401,10 +401,10 @@ var rtpTable = table[v1.RtpStats]{
 	"retransmittedPacketsReceived": num(func(m *v1.RtpStats) **float64 { return &m.RetransmittedPacketsReceived }),
 	"targetBitrate":                num(func(m *v1.RtpStats) **float64 { return &m.TargetBitrate }),
 	"qualityLimitationReason":      str(func(m *v1.RtpStats) *string { return &m.QualityLimitationReason }),
-	"qualityLimitationDurations": inner(table[v1.RtpStats]{
+	"qualityLimitationDurations": inner(compile(fields[v1.RtpStats]{
 		"cpu":       num(func(m *v1.RtpStats) **float64 { return &m.QualityLimitationCpu }),
 		"bandwidth": num(func(m *v1.RtpStats) **float64 { return &m.QualityLimitationBandwidth }),
-	}),
+	})),
 	"totalInterFrameDelay":        num(func(m *v1.RtpStats) **float64 { return &m.TotalInterFrameDelay }),
 	"totalSquaredInterFrameDelay": num(func(m *v1.RtpStats) **float64 { return &m.TotalSquaredInterFrameDelay }),
 	"localId":                     str(func(m *v1.RtpStats) *string { return &m.LocalId }),
@@ -419,9 +419,9 @@ var rtpTable = table[v1.RtpStats]{
 	"associatedVideoTag": str(func(m *v1.RtpStats) *string { return &m.AssociatedVideoTag }),
 	"cname":              str(func(m *v1.RtpStats) *string { return &m.Cname }),
 	"msid":               str(func(m *v1.RtpStats) *string { return &m.Msid }),
-}
+})
 
-var pairStatsTable = table[v1.CandidatePairStats]{
+var pairStatsTable = compile(fields[v1.CandidatePairStats]{
 	"type":                     ignored[v1.CandidatePairStats],
 	"id":                       str(func(m *v1.CandidatePairStats) *string { return &m.Id }),
 	"timestamp":                plainNum(func(m *v1.CandidatePairStats) *float64 { return &m.TimestampMs }),
@@ -441,9 +441,9 @@ var pairStatsTable = table[v1.CandidatePairStats]{
 	"packetsSent":              num(func(m *v1.CandidatePairStats) **float64 { return &m.PacketsSent }),
 	"packetsReceived":          num(func(m *v1.CandidatePairStats) **float64 { return &m.PacketsReceived }),
 	"requestsSent":             num(func(m *v1.CandidatePairStats) **float64 { return &m.RequestsSent }),
-}
+})
 
-var candidateStatsTable = table[v1.CandidateStats]{
+var candidateStatsTable = compile(fields[v1.CandidateStats]{
 	"type":          ignored[v1.CandidateStats],
 	"isRemote":      ignored[v1.CandidateStats],
 	"id":            str(func(m *v1.CandidateStats) *string { return &m.Id }),
@@ -457,9 +457,9 @@ var candidateStatsTable = table[v1.CandidateStats]{
 	"ipAddress":     sameStr(func(m *v1.CandidateStats) *string { return &m.Address }),
 	"port":          uint32Num(func(m *v1.CandidateStats) **uint32 { return &m.Port }),
 	"portNumber":    uint32Num(func(m *v1.CandidateStats) **uint32 { return &m.Port }),
-}
+})
 
-var transportTable = table[v1.TransportStats]{
+var transportTable = compile(fields[v1.TransportStats]{
 	"type":                         ignored[v1.TransportStats],
 	"id":                           str(func(m *v1.TransportStats) *string { return &m.Id }),
 	"selectedCandidatePairId":      str(func(m *v1.TransportStats) *string { return &m.SelectedCandidatePairId }),
@@ -470,9 +470,9 @@ var transportTable = table[v1.TransportStats]{
 	"selectedCandidatePairChanges": num(func(m *v1.TransportStats) **float64 { return &m.SelectedCandidatePairChanges }),
 	"dtlsState":                    str(func(m *v1.TransportStats) *string { return &m.DtlsState }),
 	"iceState":                     str(func(m *v1.TransportStats) *string { return &m.IceState }),
-}
+})
 
-var mediaSourceTable = table[v1.MediaSourceStats]{
+var mediaSourceTable = compile(fields[v1.MediaSourceStats]{
 	"type":                 ignored[v1.MediaSourceStats],
 	"id":                   str(func(m *v1.MediaSourceStats) *string { return &m.Id }),
 	"kind":                 str(func(m *v1.MediaSourceStats) *string { return &m.Kind }),
@@ -484,7 +484,7 @@ var mediaSourceTable = table[v1.MediaSourceStats]{
 	"height":               num(func(m *v1.MediaSourceStats) **float64 { return &m.Height }),
 	"framesPerSecond":      num(func(m *v1.MediaSourceStats) **float64 { return &m.FramesPerSecond }),
 	"frames":               num(func(m *v1.MediaSourceStats) **float64 { return &m.Frames }),
-}
+})
 
 // The statistics of Chrome before the standard: everything is a string, times are milliseconds, audio levels go to
 // 32767, and an outbound stream's entry also holds what the peer reported of it.
@@ -496,7 +496,7 @@ func (r *report) legacyRTP(o *fastjson.Object) {
 
 func (r *report) decodeLegacyRTP(left leftovers, o *fastjson.Object) *v1.RtpStats {
 	outbound := o.Get("packetsSent") != nil || strings.HasSuffix(r.d.text(o.Get("id")), "_send")
-	s := &v1.RtpStats{Type: v1.RtpType_RTP_TYPE_INBOUND}
+	s := r.d.rtp(v1.RtpType_RTP_TYPE_INBOUND)
 	t := legacyInboundTable
 	if outbound {
 		s.Type = v1.RtpType_RTP_TYPE_OUTBOUND
@@ -508,7 +508,8 @@ func (r *report) decodeLegacyRTP(left leftovers, o *fastjson.Object) *v1.RtpStat
 	}
 	r.addRTP(s, o)
 	if outbound {
-		peer := &v1.RtpStats{Type: v1.RtpType_RTP_TYPE_REMOTE_INBOUND, Ssrc: s.Ssrc, Kind: s.Kind, LocalId: s.Id, TimestampMs: s.TimestampMs}
+		peer := r.d.rtp(v1.RtpType_RTP_TYPE_REMOTE_INBOUND)
+		peer.Ssrc, peer.Kind, peer.LocalId, peer.TimestampMs = s.Ssrc, s.Kind, s.Id, s.TimestampMs
 		known := r.d.begin() // in the outbound entry
 		decode(known, o, legacyPeerTable, peer)
 		known.drop()
@@ -521,7 +522,8 @@ func (r *report) decodeLegacyRTP(left leftovers, o *fastjson.Object) *v1.RtpStat
 
 const audioLevelScale = 1.0 / 32767
 
-var legacyCommonTable = table[v1.RtpStats]{
+// legacyFields are those of both directions.
+var legacyFields = fields[v1.RtpStats]{
 	"type":          ignored[v1.RtpStats],
 	"id":            str(func(m *v1.RtpStats) *string { return &m.Id }),
 	"ssrc":          str(func(m *v1.RtpStats) *string { return &m.Ssrc }),
@@ -536,7 +538,7 @@ var legacyCommonTable = table[v1.RtpStats]{
 	"qpSum":                num(func(m *v1.RtpStats) **float64 { return &m.QpSum }),
 }
 
-var legacyInboundTable = legacyWith(table[v1.RtpStats]{
+var legacyInboundTable = compile(legacyFields, fields[v1.RtpStats]{
 	"packetsReceived":         num(func(m *v1.RtpStats) **float64 { return &m.PacketsReceived }),
 	"packetsLost":             num(func(m *v1.RtpStats) **float64 { return &m.PacketsLost }),
 	"bytesReceived":           num(func(m *v1.RtpStats) **float64 { return &m.BytesReceived }),
@@ -551,7 +553,7 @@ var legacyInboundTable = legacyWith(table[v1.RtpStats]{
 	"googFirsSent":            num(func(m *v1.RtpStats) **float64 { return &m.FirCount }),
 })
 
-var legacyOutboundTable = legacyWith(table[v1.RtpStats]{
+var legacyOutboundTable = compile(legacyFields, fields[v1.RtpStats]{
 	"packetsSent":         num(func(m *v1.RtpStats) **float64 { return &m.PacketsSent }),
 	"bytesSent":           num(func(m *v1.RtpStats) **float64 { return &m.BytesSent }),
 	"audioInputLevel":     scaled(func(m *v1.RtpStats) **float64 { return &m.AudioLevel }, audioLevelScale),
@@ -567,20 +569,13 @@ var legacyOutboundTable = legacyWith(table[v1.RtpStats]{
 	"googJitterReceived":  ignored[v1.RtpStats],
 })
 
-var legacyPeerTable = table[v1.RtpStats]{
+var legacyPeerTable = compile(fields[v1.RtpStats]{
 	"packetsLost":        num(func(m *v1.RtpStats) **float64 { return &m.PacketsLost }),
 	"googRtt":            scaled(func(m *v1.RtpStats) **float64 { return &m.RoundTripTime }, 1e-3),
 	"googJitterReceived": scaled(func(m *v1.RtpStats) **float64 { return &m.Jitter }, 1e-3),
-}
+})
 
-func legacyWith(t table[v1.RtpStats]) table[v1.RtpStats] {
-	for name, f := range legacyCommonTable {
-		t[name] = f
-	}
-	return t
-}
-
-var legacyPairTable = table[v1.CandidatePairStats]{
+var legacyPairTable = compile(fields[v1.CandidatePairStats]{
 	"type":                 ignored[v1.CandidatePairStats],
 	"id":                   str(func(m *v1.CandidatePairStats) *string { return &m.Id }),
 	"timestamp":            plainNum(func(m *v1.CandidatePairStats) *float64 { return &m.TimestampMs }),
@@ -593,4 +588,4 @@ var legacyPairTable = table[v1.CandidatePairStats]{
 	"packetsSent":          num(func(m *v1.CandidatePairStats) **float64 { return &m.PacketsSent }),
 	"responsesReceived":    num(func(m *v1.CandidatePairStats) **float64 { return &m.ResponsesReceived }),
 	"requestsSent":         num(func(m *v1.CandidatePairStats) **float64 { return &m.RequestsSent }),
-}
+})

@@ -6,6 +6,7 @@
 package callstatsrest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -117,29 +118,32 @@ var (
 )
 
 // body reads the body and reserves its bytes as they arrive. free gives them back and must be called in every case.
-func (h *Handler) body(r *http.Request) (body []byte, free func(), err error) {
+func (h *Handler) body(r *http.Request) (body *bytes.Buffer, free func(), err error) {
 	var reserved int64
 	free = func() { h.intake.Free(reserved) }
 	if r.ContentLength > h.cfg.MaxBodyBytes {
 		return nil, free, errTooLarge
 	}
-	body = make([]byte, 0, min(max(r.ContentLength+1, 512), 64<<10))
+	body = intake.Buffer()
+	body.Grow(int(min(max(r.ContentLength+1, 512), 64<<10)))
 	for {
-		n, err := r.Body.Read(body[len(body):cap(body)])
+		if body.Available() == 0 {
+			body.Grow(body.Len())
+		}
+		rest := body.AvailableBuffer()
+		n, err := r.Body.Read(rest[:cap(rest)])
 		if !h.intake.Reserve(int64(n)) {
 			return nil, free, errNoRoom
 		}
 		reserved += int64(n)
-		body = body[:len(body)+n]
+		body.Write(rest[:n])
 		switch {
-		case int64(len(body)) > h.cfg.MaxBodyBytes:
+		case int64(body.Len()) > h.cfg.MaxBodyBytes:
 			return nil, free, errTooLarge
 		case errors.Is(err, io.EOF):
 			return body, free, nil
 		case err != nil:
 			return nil, free, fmt.Errorf("reading the body: %w", err)
-		case len(body) == cap(body):
-			body = append(body, 0)[:len(body)]
 		}
 	}
 }
@@ -180,7 +184,7 @@ func (h *Handler) event(w http.ResponseWriter, r *http.Request, rt route) {
 		}
 	}
 
-	body, free, err := h.body(r)
+	buffer, free, err := h.body(r)
 	arrival := &intake.Arrival{
 		Identity:   identity,
 		ReceivedAt: time.Now(),
@@ -202,6 +206,7 @@ func (h *Handler) event(w http.ResponseWriter, r *http.Request, rt route) {
 		h.intake.Outcome(intake.DialectREST, intake.Invalid, "incomplete")
 		closeWithoutAnswer() // nobody is listening any more
 	}
+	body := buffer.Bytes()
 	if scope := h.cfg.Limits.Message(identity.AppID, identity.UserID, r.RemoteAddr, len(body)); scope != limits.None {
 		free()
 		h.rateLimited(w, rt, identity.AppID, conferenceID, scope)
@@ -224,6 +229,7 @@ func (h *Handler) event(w http.ResponseWriter, r *http.Request, rt route) {
 		records, err = h.intake.Records(m, conferenceID, arrival)
 		return err
 	})
+	intake.Discard(buffer)
 	var bad *vocabulary.Invalid
 	switch {
 	case errors.As(err, &bad):

@@ -97,15 +97,16 @@ const invalidToken = "Invalid client token."
 // check verifies the token of a message. Clients send the same one with every frame, so it is verified once and then
 // only compared, until it expires.
 func (c *connection) check(m *vocabulary.Message) *refusal {
-	if m.Token == "" || m.Token != c.token || c.h.tokens.Recheck(c.identity, c.origin) != nil {
-		identity, err := c.h.tokens.Verify(m.Token, c.origin)
+	if len(m.Token) == 0 || string(m.Token) != c.token || c.h.tokens.Recheck(c.identity, c.origin) != nil {
+		token := string(m.Token)
+		identity, err := c.h.tokens.Verify(token, c.origin)
 		switch {
 		case errors.Is(err, auth.ErrExpired):
 			return &refusal{intake.AuthExpired, "", invalidToken}
 		case err != nil:
 			return &refusal{intake.Invalid, "token", invalidToken}
 		}
-		c.token, c.identity = m.Token, identity
+		c.token, c.identity = token, identity
 	}
 	if m.AppID != "" && m.AppID != c.identity.AppID {
 		return &refusal{intake.Invalid, "app", "The token belongs to another app."}

@@ -268,8 +268,9 @@ func (c *connection) read(ctx context.Context) int {
 			}
 			return c.stopCode()
 		}
-		frame, err := io.ReadAll(io.LimitReader(r, c.h.cfg.MaxFrameBytes+1))
-		tooLarge := int64(len(frame)) > c.h.cfg.MaxFrameBytes
+		buffer := intake.Buffer()
+		length, err := buffer.ReadFrom(io.LimitReader(r, c.h.cfg.MaxFrameBytes+1))
+		tooLarge := length > c.h.cfg.MaxFrameBytes
 		if err == nil && tooLarge {
 			_, err = io.Copy(io.Discard, r)
 		}
@@ -289,12 +290,13 @@ func (c *connection) read(ctx context.Context) int {
 			}
 			continue
 		}
-		if !c.h.intake.Reserve(int64(len(frame))) {
+		if !c.h.intake.Reserve(length) {
 			c.h.intake.Outcome(intake.DialectWS, intake.Shed, "memory")
 			return websocket.CloseTryAgainLater
 		}
-		j := c.frame(kind, frame)
-		j.bytes = int64(len(frame))
+		j := c.frame(kind, buffer.Bytes())
+		j.bytes = length
+		intake.Discard(buffer)
 		if !c.enqueue(ctx, j) {
 			return c.stopCode()
 		}
