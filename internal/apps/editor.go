@@ -46,11 +46,12 @@ type Editor struct {
 	key   *MasterKey
 	state state
 	next  int64
+	late  map[string]bool // keys of items whose last record does not count (state.late)
 }
 
 // Open reads the registry. key may be nil where no secret is added or read.
 func Open(ctx context.Context, log Log, key *MasterKey) (*Editor, error) {
-	e := &Editor{log: log, key: key, state: make(state)}
+	e := &Editor{log: log, key: key, state: make(state), late: make(map[string]bool)}
 	start, _, err := log.Offsets(ctx, stream.TopicApps, partition)
 	if err == nil {
 		e.next = start
@@ -62,7 +63,7 @@ func Open(ctx context.Context, log Log, key *MasterKey) (*Editor, error) {
 	return e, nil
 }
 
-// read takes in what was written up to now, and calls each with every usable record.
+// read takes in what was written up to now, and calls each with every usable record that changes something.
 func (e *Editor) read(ctx context.Context, each func(offset int64, r *pb.AppRecord)) error {
 	for {
 		batch, err := e.log.Fetch(ctx, stream.TopicApps, partition, e.next, fetchBytes, time.Millisecond)
@@ -71,7 +72,15 @@ func (e *Editor) read(ctx context.Context, each func(offset int64, r *pb.AppReco
 		}
 		for i := range batch.Records {
 			if r, err := decodeRecord(batch.Records[i].Key, batch.Records[i].Value); err == nil {
+				item := string(batch.Records[i].Key)
+				if e.late[item] = e.state.late(r); e.late[item] {
+					continue
+				}
+				before := e.state[r.GetAppId()][r.GetItem()]
 				e.state.put(r)
+				if before != nil && rewrites(r, before) {
+					continue // it changes nothing
+				}
 				each(batch.Records[i].Offset, r)
 			}
 		}
@@ -132,7 +141,7 @@ func (e *Editor) commit(ctx context.Context, appID string, life []byte, changes 
 	}
 	// Compaction may have removed the other's record, but not the one that stands.
 	for _, item := range slices.Sorted(maps.Keys(written)) {
-		if now := e.state[appID][item]; !proto.Equal(now, written[item]) && len(others) == 0 {
+		if now := e.state[appID][item]; !proto.Equal(now, written[item]) && !rewrites(now, written[item]) && len(others) == 0 {
 			others = append(others, item+" (theirs came last and stands)")
 		}
 	}
@@ -303,14 +312,14 @@ func (e *Editor) secretChange(appID string, life []byte, secret Secret) (*change
 }
 
 // CheckMasterKey returns an error when there is no master key, or when the registry's secrets were encrypted with
-// another: gateways have one key, so what is written with this one they could not read.
+// one that it does not open: then the gateways have another, and could not read what is written with this one.
 func (e *Editor) CheckMasterKey() error {
 	if e.key == nil {
 		return ErrNoMasterKey
 	}
 	for _, appID := range slices.Sorted(maps.Keys(e.state)) {
 		for _, r := range e.state.live(appID) {
-			if s := r.GetSecret(); s != nil && s.GetMasterKeyId() != e.key.id {
+			if s := r.GetSecret(); s != nil && !e.key.opens(s.GetMasterKeyId()) {
 				return fmt.Errorf("the registry's secrets (%s of app %s) were %w: %s, and this is %s", r.GetItem(), appID, ErrOtherMasterKey, s.GetMasterKeyId(), e.key.id)
 			}
 		}

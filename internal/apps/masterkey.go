@@ -18,8 +18,9 @@ const MinMasterKeyBytes = 32
 
 // MasterKey encrypts app secrets in the topic. It never prints.
 type MasterKey struct {
-	id   string // tells keys apart without saying anything about them
-	aead cipher.AEAD
+	id       string // tells keys apart without saying anything about them
+	aead     cipher.AEAD
+	previous *MasterKey // opens what it encrypted; nil without
 }
 
 // NewMasterKey takes the operator's text, of at least MinMasterKeyBytes random characters.
@@ -43,7 +44,19 @@ func NewMasterKey(text string) (*MasterKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the cipher: %w", err)
 	}
-	return &MasterKey{hex.EncodeToString(id), aead}, nil
+	return &MasterKey{id: hex.EncodeToString(id), aead: aead}, nil
+}
+
+// WithPrevious also opens what an earlier master key encrypted, while it is being replaced (Editor.Rekey).
+func (k *MasterKey) WithPrevious(previous *MasterKey) *MasterKey {
+	both := *k
+	both.previous = previous
+	return &both
+}
+
+// opens says whether it can open what the key with this id encrypted.
+func (k *MasterKey) opens(id string) bool {
+	return k != nil && (k.id == id || k.previous.opens(id))
 }
 
 // String hides the key.
@@ -83,6 +96,8 @@ func (k *MasterKey) open(s *pb.AppSecret, place []byte) (Secret, error) {
 	switch {
 	case k == nil:
 		return Secret{}, fmt.Errorf("%w, and the secret was encrypted with %s", ErrNoMasterKey, s.GetMasterKeyId())
+	case s.GetMasterKeyId() != k.id && k.previous.opens(s.GetMasterKeyId()):
+		return k.previous.open(s, place)
 	case s.GetMasterKeyId() != k.id:
 		return Secret{}, fmt.Errorf("%w: %s, not %s", ErrOtherMasterKey, s.GetMasterKeyId(), k.id)
 	case len(s.GetNonce()) != k.aead.NonceSize():

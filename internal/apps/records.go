@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
+
 	pb "github.com/callscope/callscope/proto/callscope/v1"
 )
 
@@ -116,7 +118,21 @@ func (s state) put(r *pb.AppRecord) (conflict bool) {
 	}
 	before := items[r.GetItem()]
 	items[r.GetItem()] = r
-	return before != nil && r.GetVersion() <= before.GetVersion()
+	return before != nil && r.GetVersion() <= before.GetVersion() && !rewrites(r, before)
+}
+
+// rewrites says whether r is what Editor.Rekey made of before, or the same.
+func rewrites(r, before *pb.AppRecord) bool {
+	if r.GetVersion() != before.GetVersion() || r.GetDeleted() != before.GetDeleted() || !bytes.Equal(r.GetLife(), before.GetLife()) {
+		return false
+	}
+	return proto.Equal(r, before) || r.GetSecret() != nil && before.GetSecret() != nil && r.GetSecret().GetMasterKeyId() != before.GetSecret().GetMasterKeyId()
+}
+
+// late says whether r does not count: it is a secret's record that Editor.Rekey rewrote under its old version while
+// somebody changed that secret. What was revoked in between stays revoked.
+func (s state) late(r *pb.AppRecord) bool {
+	return strings.HasPrefix(r.GetItem(), itemSecret) && r.GetVersion() < s[r.GetAppId()][r.GetItem()].GetVersion()
 }
 
 // live returns the items of an app as it is now, by name and in order; nil when there is no such app.

@@ -151,6 +151,10 @@ func (f *follower) take(batch stream.Batch) {
 			continue
 		}
 		f.metrics.records.WithLabelValues("read").Inc()
+		if f.state.late(r) {
+			f.log.Info("a secret was changed while it was encrypted with another master key; the change stands", "offset", rec.Offset, "app_id", r.GetAppId(), "item", clip(r.GetItem()))
+			continue
+		}
 		if f.state.put(r) {
 			f.metrics.records.WithLabelValues("conflict").Inc()
 			f.log.Warn("two changed the same item of an app at the same time; the later one stands", "offset", rec.Offset, "app_id", r.GetAppId(), "item", clip(r.GetItem()), "version", r.GetVersion())
@@ -207,7 +211,7 @@ func (f *follower) publish(before map[string]*App) {
 		}
 	}
 	if otherKey > 0 {
-		f.log.Error("app secrets cannot be decrypted with this gateway's master key, so nobody can sign in with them: give it the registry.master_key that `callscope apps` was used with", "secrets", otherKey, "master_key", f.key.String())
+		f.log.Error("app secrets cannot be decrypted with this gateway's master key, so nobody can sign in with them: give it the registry.master_key that `callscope apps` was used with, or that one as registry.previous_master_key", "secrets", otherKey, "master_key", f.key.String())
 	}
 	clear(f.changed)
 	f.view.Store(&view)

@@ -33,6 +33,8 @@ type AppRecord struct {
 	// 1 more than the item's version that the writer had read. A record whose
 	// version is not above the one before it was written by somebody who had not
 	// seen that: the later one stands, and readers count a conflict.
+	// A secret that is encrypted anew keeps its version; such a record does not
+	// count over one with a higher version.
 	Version     uint64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
 	WrittenAtMs int64  `protobuf:"varint,4,opt,name=written_at_ms,json=writtenAtMs,proto3" json:"written_at_ms,omitempty"` // the writer's clock, for people
 	Deleted     bool   `protobuf:"varint,5,opt,name=deleted,proto3" json:"deleted,omitempty"`
