@@ -72,15 +72,17 @@ var layers = []struct {
 }{
 	{"cmd/", []string{"internal/app/"}},
 	{"internal/app/", []string{"services/", "internal/", "proto/"}},
-	{"services/", []string{"internal/stage/", "internal/stream/", "internal/store/", "internal/apps/", "internal/quality/", "internal/config/", "proto/"}},
+	{"services/", []string{"internal/stage/", "internal/stream/", "internal/store/", "internal/apps/", "internal/erasures/", "internal/quality/", "internal/config/", "proto/"}},
 	{"internal/stage/", []string{"internal/stage/", "internal/stream/", "proto/"}},
 	{"internal/replay/", []string{"services/", "internal/archive/", "internal/stage/", "internal/stream/", "internal/store/", "proto/"}},
 	{"internal/archive/", []string{"internal/stream/"}},
 	{"internal/apps/", []string{"internal/stream/", "internal/config/", "proto/"}},
+	{"internal/erasures/", []string{"internal/stream/", "proto/"}},
 	{"internal/stream/", []string{"internal/stream/", "internal/config/"}},
 	{"internal/store/", []string{"internal/store/", "internal/config/"}},
 	{"internal/embedded/", []string{"internal/embedded/"}},
 	{"internal/config/", nil},
+	{"internal/dumps/", nil},
 	{"internal/quality/", nil},
 	{"proto/", []string{"proto/"}},
 }

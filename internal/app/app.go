@@ -152,7 +152,7 @@ be reached, 5 partly done, 130 interrupted.`,
 		c.allCommand(), c.gatewayCommand(), c.enricherCommand(), c.summarizerCommand(), c.sinkCommand(),
 		c.brokerCommand(), c.engineCommand(), c.migrateCommand(), c.configCommand(), c.versionCommand(),
 		c.sqlCommand(), c.lagCommand(), c.playCommand(),
-		c.replayCommand(), c.exportCommand(), c.importCommand(),
+		c.replayCommand(), c.exportCommand(), c.importCommand(), c.eraseCommand(), c.importDumpCommand(),
 		c.appsCommand(), c.tokenCommand(), c.scoreCommand(),
 	)
 	return root

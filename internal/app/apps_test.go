@@ -323,7 +323,7 @@ func TestAppsRefuses(t *testing.T) {
 		{"no master key", without, []string{"apps", "create"}, exitFailed, "callscope: no master key is set: give the gateways' registry.master_key .*registry.master_key_file.*--data.*\n"},
 		{"no master key is needed", without, []string{"apps", "list"}, exitOK, ""},
 		{"no master key for a token", without, []string{"token", "mint", "--app", "1", "--user", "a"}, exitFailed, "callscope: secret/.*: no master key is set.*\n"},
-		{"wrong master key", other, []string{"apps", "secret", "add", "1"}, exitFailed, "callscope: the registry's secrets .* were encrypted with another master key: .*: give the registry.master_key that the gateways have\n"},
+		{"wrong master key", other, []string{"apps", "secret", "add", "1"}, exitFailed, "callscope: the registry's secrets .* were encrypted with another master key: .*: give the registry.master_key that the gateways have, .*registry.previous_master_key the one before it\n"},
 		{"wrong master key for a token", other, []string{"token", "mint", "--app", "1", "--user", "a"}, exitFailed, "callscope: .*encrypted with another master key.*\n"},
 		{"short master key", c, []string{"apps", "list", "--set", "registry.master_key=short"}, exitConfiguration, "callscope: bad configuration: registry.master_key: has 5 bytes, at least 32 are needed .from --set registry.master_key.\n"},
 		{"short master key of a gateway", c, []string{"gateway", "--set", "gateway.token_key=0123456789abcdef", "--set", "registry.master_key=short"}, exitConfiguration, "callscope: bad configuration: registry.master_key: has 5 bytes.*\n"},

@@ -46,7 +46,7 @@ at kafka.embedded_addr.`,
 	key.AddCommand(f.keyAdd(), f.remove("revoke APP KEY", "Revoke a public key: no token made with it signs in any more", (*apps.Editor).RevokeKey, "revoked key"))
 	origin := &cobra.Command{Use: "origin", Short: "Add and remove the origins whose pages may sign in; without any, all may"}
 	origin.AddCommand(f.originAdd(), f.originRemove())
-	cmd.AddCommand(f.create(), f.list(), f.show(), f.update(), f.delete(), f.revokeTokens(), secret, key, origin)
+	cmd.AddCommand(f.create(), f.list(), f.show(), f.update(), f.delete(), f.revokeTokens(), f.rekey(), secret, key, origin)
 	return cmd
 }
 
@@ -96,7 +96,7 @@ func masterKeyHint(err error) error {
 	case errors.Is(err, apps.ErrNoMasterKey):
 		return fmt.Errorf("%w: give the gateways' registry.master_key (at least %d random characters, best in a file named by registry.master_key_file), or --data of the running `callscope all`", err, apps.MinMasterKeyBytes)
 	case errors.Is(err, apps.ErrOtherMasterKey):
-		return fmt.Errorf("%w: give the registry.master_key that the gateways have", err)
+		return fmt.Errorf("%w: give the registry.master_key that the gateways have, or as registry.previous_master_key the one before it", err)
 	}
 	return err
 }

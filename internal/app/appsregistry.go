@@ -14,16 +14,26 @@ import (
 // masterKeyFile holds the master key of an installation that configured none.
 const masterKeyFile = "apps-master-key"
 
-// masterKey is the configured one, nil without.
+// masterKey is the configured one, which also opens what the previous one encrypted; nil without.
 func (s *settings) masterKey() (*apps.MasterKey, error) {
 	if !s.Registry.MasterKey.IsSet() {
+		if s.Registry.PreviousMasterKey.IsSet() {
+			return nil, errors.New("registry.previous_master_key: is set without registry.master_key, which replaces it")
+		}
 		return nil, nil
 	}
 	key, err := apps.NewMasterKey(s.Registry.MasterKey.Reveal())
 	if err != nil {
 		return nil, fmt.Errorf("registry.master_key: %w", err)
 	}
-	return key, nil
+	if !s.Registry.PreviousMasterKey.IsSet() {
+		return key, nil
+	}
+	previous, err := apps.NewMasterKey(s.Registry.PreviousMasterKey.Reveal())
+	if err != nil {
+		return nil, fmt.Errorf("registry.previous_master_key: %w", err)
+	}
+	return key.WithPrevious(previous), nil
 }
 
 // localMasterKey is the one that `callscope all` keeps in its data directory. It is made only by the process that

@@ -39,10 +39,14 @@ func (c *cli) export(ctx context.Context, from, to, dir string) error {
 	if dir == "" {
 		return usage(fmt.Errorf("--dir is missing: give an empty directory for the archive"))
 	}
-	return c.withServers(ctx, true, false, func(client *stream.Client, _ *store.Store, _ *slog.Logger) error {
+	return c.withServers(ctx, true, false, func(client *stream.Client, _ *store.Store, log *slog.Logger) error {
+		erased, err := c.erasuresNow(ctx, client, log)
+		if err != nil {
+			return err
+		}
 		progress := newProgress(c.stderr, "records")
 		defer progress.stop()
-		m, err := replay.Export(ctx, client, begin, end, dir, func(p replay.Progress) { progress.set(p.Phase, p.Records, p.Total) })
+		m, err := replay.ExportErased(ctx, client, erased.Raw, begin, end, dir, func(p replay.Progress) { progress.set(p.Phase, p.Records, p.Total) })
 		progress.stop()
 		if err != nil {
 			return err
@@ -80,10 +84,14 @@ func (c *cli) importArchive(ctx context.Context, dir string) error {
 		return err
 	}
 	defer a.Close()
-	return c.withServers(ctx, true, false, func(client *stream.Client, _ *store.Store, _ *slog.Logger) error {
+	return c.withServers(ctx, true, false, func(client *stream.Client, _ *store.Store, log *slog.Logger) error {
+		erased, err := c.erasuresNow(ctx, client, log)
+		if err != nil {
+			return err
+		}
 		progress := newProgress(c.stderr, "records")
 		defer progress.stop()
-		n, err := replay.Import(ctx, client, a, func(p replay.Progress) { progress.set(p.Phase, p.Records, p.Total) })
+		n, err := replay.ImportErased(ctx, client, erased.Raw, a, func(p replay.Progress) { progress.set(p.Phase, p.Records, p.Total) })
 		progress.stop()
 		if err != nil && n > 0 {
 			return &codedError{exitPartly, fmt.Errorf("%d records are in the topic; delete %s and make it anew before another try: %w", n, stream.TopicRaw, err)}

@@ -115,8 +115,13 @@ func (c *cli) replay(ctx context.Context, o replayOptions) error {
 			return err
 		}
 	}
-	return c.withServers(ctx, files == nil, true, func(client *stream.Client, st *store.Store, log *slog.Logger) error {
+	// With --from-files Kafka is asked for erasures only.
+	return c.withServers(ctx, true, true, func(client *stream.Client, st *store.Store, log *slog.Logger) error {
 		if err := st.CheckSchema(ctx); err != nil {
+			return err
+		}
+		erased, err := c.erasuresNow(ctx, client, log)
+		if err != nil {
 			return err
 		}
 		var source replay.Source = files
@@ -124,22 +129,29 @@ func (c *cli) replay(ctx context.Context, o replayOptions) error {
 			source = replay.Topic{Client: client}
 		}
 		progress := newProgress(c.stderr, "records")
-		defer progress.stop()
 		report, err := replay.Run(ctx, replay.Config{
 			From: from, To: to, App: o.app, DryRun: o.dryRun, Resume: o.resume, Rate: o.rate, FromBeginning: o.fromBeginning,
+			Prepare:  erased.Prepare,
 			Progress: func(p replay.Progress) { progress.set(p.Phase, p.Records, p.Total) },
 			Compared: func(r replay.Report) error {
 				progress.stop()
-				return writeReport(c.stdout, r)
+				err := errors.Join(writeReport(c.stdout, r), c.sameErasures(ctx, client, erased, log))
+				progress = newProgress(c.stderr, "records") // for the writing
+				return err
 			},
 		}, source, st, log)
 		progress.stop()
+		if err == nil && report.Generation > 0 {
+			err = c.sameErasures(ctx, client, erased, log)
+		}
 		switch {
 		case ctx.Err() != nil:
 			fmt.Fprintln(c.stderr, "callscope: the replay was interrupted; run it again with --resume to go on")
 			return ctx.Err()
 		case errors.Is(err, replay.ErrNothingToResume):
 			return usage(err)
+		case errors.Is(err, errErasedMeanwhile):
+			return &codedError{exitPartly, err}
 		case err != nil && report.Generation > 0:
 			return &codedError{exitPartly, fmt.Errorf("a part of the rows is written, and --resume brings the rest: %w", err)}
 		case err != nil:
@@ -227,58 +239,96 @@ func writeReport(w io.Writer, r replay.Report) error {
 	return err
 }
 
-// progress shows how far a command is: a bar on a terminal, otherwise a line every 10 s.
+// progress shows how far a command is: a bar on a terminal, otherwise a line every 10 s, also while nothing moves.
 type progress struct {
 	w    io.Writer
 	unit string
+	done chan struct{} // closed by stop
+	idle sync.WaitGroup
 
-	mu      sync.Mutex
-	bar     *progressbar.ProgressBar // nil where w is no terminal
-	phase   string
-	printed time.Time
-	stopped bool
+	mu       sync.Mutex
+	bar      *progressbar.ProgressBar // nil where w is no terminal
+	phase    string                   // "" before anything is known
+	n, total int64
 }
 
 const progressEvery = 10 * time.Second
 
 func newProgress(w io.Writer, unit string) *progress {
-	p := &progress{w: w, unit: unit, printed: time.Now()}
+	p := &progress{w: w, unit: unit, done: make(chan struct{})}
+	every := progressEvery
 	if f, ok := w.(*os.File); ok {
 		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err == nil {
 			p.bar = progressbar.NewOptions64(1, progressbar.OptionSetWriter(w), progressbar.OptionShowCount(), progressbar.OptionShowIts(),
 				progressbar.OptionSetItsString(unit), progressbar.OptionThrottle(100*time.Millisecond), progressbar.OptionClearOnFinish())
+			every = time.Second
 		}
 	}
+	p.idle.Go(func() {
+		ticker := time.NewTicker(every)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ticker.C:
+				p.show()
+			case <-p.done:
+				return
+			}
+		}
+	})
 	return p
+}
+
+// show is for what lasts.
+func (p *progress) show() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.phase == "":
+	case p.bar != nil:
+		p.draw()
+	default:
+		fmt.Fprintf(p.w, "%s: %d of %d %s\n", p.phase, p.n, p.total, p.unit)
+	}
 }
 
 func (p *progress) set(phase string, n, total int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case p.stopped:
-	case p.bar != nil:
-		if phase != p.phase {
-			p.bar.Describe(phase)
-		}
-		// What the bar's writer says of a broken terminal is of no use.
-		p.bar.ChangeMax64(max(total, 1))
-		_ = p.bar.Set64(min(n, max(total-1, 0)))
-	case time.Since(p.printed) >= progressEvery:
-		p.printed = time.Now()
-		fmt.Fprintf(p.w, "%s: %d of %d %s\n", phase, n, total, p.unit)
+	select {
+	case <-p.done:
+		return
+	default:
 	}
-	p.phase = phase
+	if p.bar != nil && phase != p.phase {
+		p.bar.Describe(phase)
+	}
+	p.phase, p.n, p.total = phase, n, total
+	if p.bar != nil {
+		p.draw()
+	}
 }
 
-// stop takes the bar away.
+// draw moves the bar. What its writer says of a broken terminal is of no use.
+func (p *progress) draw() {
+	p.bar.ChangeMax64(max(p.total, 1))
+	_ = p.bar.Set64(min(p.n, max(p.total-1, 0)))
+}
+
+// stop takes the bar away; nothing is shown afterwards. Call it any number of times, from one goroutine.
 func (p *progress) stop() {
+	select {
+	case <-p.done:
+		return
+	default:
+	}
+	close(p.done)
+	p.idle.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.bar != nil && !p.stopped {
+	if p.bar != nil {
 		_ = p.bar.Clear()
 	}
-	p.stopped = true
 }
 
 func (c *cli) replayEnriched(ctx context.Context, o replayOptions) error {
@@ -294,14 +344,24 @@ func (c *cli) replayEnriched(ctx context.Context, o replayOptions) error {
 		if err := errors.Join(st.CheckSchema(ctx), st.CheckInserts(ctx)); err != nil {
 			return err
 		}
+		erased, err := c.erasuresNow(ctx, client, log)
+		if err != nil {
+			return err
+		}
 		progress := newProgress(c.stderr, "records")
 		defer progress.stop()
 		done, err := replay.Reload(ctx, replay.ReloadConfig{
-			Rate: o.rate, Progress: func(p replay.Progress) { progress.set(p.Phase, p.Records, p.Total) },
+			Rate: o.rate, Prepare: erased.Prepare, Progress: func(p replay.Progress) { progress.set(p.Phase, p.Records, p.Total) },
 		}, client, st, log)
 		progress.stop()
 		if err != nil && done.Rows > 0 && ctx.Err() == nil {
 			return &codedError{exitPartly, fmt.Errorf("%d rows are loaded, and starting again loads the rest: %w", done.Rows, err)}
+		}
+		if err == nil {
+			err = c.sameErasures(ctx, client, erased, log)
+		}
+		if errors.Is(err, errErasedMeanwhile) {
+			return &codedError{exitPartly, err}
 		}
 		if err != nil {
 			return err

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -144,6 +144,7 @@ func (c *cli) serviceCommand(name, short string, start func(*process, context.Co
 
 // serve runs services until a signal or a failure, and stops them in order. A clean stop after a signal is success.
 func (c *cli) serve(ctx context.Context, s *settings, demo bool, start func(*process, context.Context) error) error {
+	defer runtime.KeepAlive(ballast(c.environ))
 	log := c.logger(s.Log)
 	p := newProcess(s, log, demo)
 	admin := newAdminServer(s, p.group, p.reg, log)
@@ -278,6 +279,11 @@ func (p *process) startSink(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	erased, err := p.erasureSet(p.client, p.local, p.log, p.reg)
+	if err != nil {
+		return err
+	}
+	s.HonourErasures(erased)
 	return p.group.start(ctx, service{name: "sink", run: s.Run, ready: s.Ready})
 }
 

@@ -25,8 +25,9 @@ func (c *cli) scoreCommand() *cobra.Command {
 		Use:   "score FILE...",
 		Short: "Score recorded calls and print why",
 		Long: `Score recorded calls and print why, without a server: a recording of callstats requests,
-a dump of chrome://webrtc-internals, or an rtcstats dump; gzip is unpacked. The file's
-messages go through the same stages as live ones.
+a dump of chrome://webrtc-internals, or an rtcstats dump; gzip is unpacked, and "-" is
+standard input. The file's messages go through the same stages as live ones;
+` + "`callscope import-dump`" + ` makes rows of a dump.
 
 A dash is what is not known: nothing is scored while muted, held or paused, without
 packets, or where the file tells neither loss nor round-trip time. Reasons are the points
@@ -35,7 +36,7 @@ that a score lost on average: of 100 for audio, of 5 for video.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			var errs []error
 			for _, name := range args {
-				if err := scoreFile(c.stdout, name); err != nil {
+				if err := scoreFile(c.stdout, name, c.stdin); err != nil {
 					errs = append(errs, err)
 				}
 			}
@@ -48,8 +49,8 @@ that a score lost on average: of 100 for audio, of 5 for video.`,
 	}
 }
 
-func scoreFile(w io.Writer, name string) error {
-	format, messages, err := readScoreFile(name)
+func scoreFile(w io.Writer, name string, stdin io.Reader) error {
+	format, messages, err := readScoreFile(name, stdin)
 	if err != nil {
 		return err
 	}
@@ -195,6 +196,9 @@ func printScores(w io.Writer, summaries []*callscopev1.Summary) error {
 			if p := s.GetParticipant(); p != nil && len(p.Findings) > 0 {
 				fmt.Fprintf(w, "%s: %s\n  %s\n", s.Identity.UserId, strings.Join(p.Findings, ", "), p.FindingsEvidenceJson)
 			}
+			if f := s.GetFabric(); f != nil {
+				fmt.Fprintf(w, "%s: fabric %s: %s\n", s.Identity.UserId, s.Identity.ConnectionId, fabricText(f))
+			}
 			if st := s.GetStream(); st != nil {
 				streams.add(s.Identity.UserId, st.Direction+" "+st.Ssrc, strings.TrimSpace(st.MediaType+" "+st.Codec), st.OwnerUserId,
 					strconv.Itoa(int(st.Samples)), meanText(st.BitrateKbps, 0), percentText(st.Loss), meanText(st.JitterMs, 1), meanText(st.RttMs, 0),
@@ -207,6 +211,26 @@ func printScores(w io.Writer, summaries []*callscopev1.Summary) error {
 		}
 	}
 	return nil
+}
+
+// fabricText is how a fabric came about and went.
+func fabricText(f *callscopev1.FabricSummary) string {
+	parts := []string{f.Outcome}
+	for _, delay := range []struct {
+		what string
+		ms   *float64
+	}{{"set up in", f.SetupDelayMs}, {"ICE gathering", f.IceGatheringDelayMs}, {"ICE connectivity", f.IceConnectivityDelayMs}, {"failed after", f.FailureDelayMs}} {
+		if delay.ms != nil {
+			parts = append(parts, delay.what+" "+numberText(*delay.ms, true, 0)+" ms")
+		}
+	}
+	if f.FailureReason != "" {
+		parts = append(parts, strings.TrimSpace(f.FailureFunction+" "+f.FailureReason))
+	}
+	if f.Disruptions > 0 {
+		parts = append(parts, fmt.Sprintf("%d disruptions of %.0f ms", f.Disruptions, f.DisruptionMs))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func numberText(v float64, known bool, decimals int) string {

@@ -145,11 +145,11 @@ func TestScoreOfDumps(t *testing.T) {
 		"rtcstats 2":              rtcstatsDump(t, 2, times, reports),
 	} {
 		var out bytes.Buffer
-		if err := scoreFile(&out, writeFile(t, "dump", text)); err != nil {
+		if err := scoreFile(&out, writeFile(t, "dump", text), nil); err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		_, row, found := strings.Cut(out.String(), "\nlocal")
+		_, row, found := strings.Cut(out.String(), "\nlocal ")
 		if !found {
 			t.Errorf("%s: no stream in\n%s", name, &out)
 			continue
@@ -168,12 +168,31 @@ func TestScoreOfDumps(t *testing.T) {
 
 func TestScoreOfACapture(t *testing.T) {
 	var out bytes.Buffer
-	if err := scoreFile(&out, "../../test/captures/two-users-hs256.jsonl"); err != nil {
+	if err := scoreFile(&out, "../../test/captures/two-users-hs256.jsonl", nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{"capture, 77 messages", "Demo room / 1: success, 2 participants", "emodel-opus-fullband/1", "inbound 2400724546", "frame rate -"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is missing in\n%s", want, &out)
+		}
+	}
+}
+
+// What a dump tells of its fabrics is told: by hand from internal/dumps/testdata.
+func TestScoreTellsOfFabrics(t *testing.T) {
+	for name, want := range map[string][]string{
+		"internals-new-alice.json": {"local: fabric 21-1: setup, set up in 712 ms, ICE gathering 500 ms, ICE connectivity 502 ms, 1 disruptions of 600 ms\n"},
+		"rtcstats-2-jitsi.jsonl":   {"local: fabric PC_0: failed, failed after 50 ms, createOffer NegotiationFailure\n", "local: fabric PC_1: dropped, set up in 370 ms"},
+		"rtcstats-3.jsonl":         {"local: fabric PC_7: failed, failed after 15100 ms, iceConnectionFailure IceConnectionFailure\n", "inbound 901"},
+	} {
+		var out bytes.Buffer
+		if err := scoreFile(&out, filepath.Join("..", "dumps", "testdata", name), nil); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, want := range want {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%s: %q is missing in\n%s", name, want, &out)
+			}
 		}
 	}
 }
@@ -187,17 +206,17 @@ func TestScoreRefusesForeignFiles(t *testing.T) {
 		"no reports":              {`{"PeerConnections":{}}`, "no getStats report"},
 		"values that are no list": {`{"PeerConnections":{"1":{"stats":{"a-b":{"startTime":"2026-01-01T00:00:00Z","endTime":"2026-01-01T00:00:00Z","values":"x"}}}}}`, "the values of a-b"},
 		"times that are none":     {`{"PeerConnections":{"1":{"stats":{"a-b":{"startTime":"yesterday","endTime":"today","values":"[1]"}}}}}`, "the times of a-b"},
-		"compressed methods":      {"RTCStatsDump\n{\"fileFormat\":3}\n[12,\"PC_0\",{},5]\n", "line 3: the names of its methods are compressed"},
+		"a method of no kind":     {"RTCStatsDump\n{\"fileFormat\":3}\n[{},\"PC_0\",{},5]\n", "line 3: its first value is no method"},
 		"a broken line":           {"{\"kind\":\"http\"}\n{\"kind\":\n", "line 2"},
 		"broken gzip":             {"\x1f\x8bnothing", "reading"},
 	} {
 		path := writeFile(t, "file", tc.text)
-		err := scoreFile(&bytes.Buffer{}, path)
+		err := scoreFile(&bytes.Buffer{}, path, nil)
 		if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: %v, want %q and the file's name", name, err, tc.want)
 		}
 	}
-	if err := scoreFile(&bytes.Buffer{}, "no-such-file"); err == nil {
+	if err := scoreFile(&bytes.Buffer{}, "no-such-file", nil); err == nil {
 		t.Error("a missing file was scored")
 	}
 }

@@ -37,6 +37,10 @@ type Config struct {
 type RegistryConfig struct {
 	// MasterKey encrypts their secrets; the same on all gateways and wherever `callscope apps` is used.
 	MasterKey config.Secret `koanf:"master_key"`
+	// PreviousMasterKey still decrypts while `callscope apps rekey` replaces it.
+	PreviousMasterKey config.Secret `koanf:"previous_master_key"`
+	// ErasureKey recognises erased users; the master key by default. It stays when the master key changes.
+	ErasureKey config.Secret `koanf:"erasure_key"`
 }
 
 // LogConfig says what is logged to standard error and how.

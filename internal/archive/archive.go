@@ -85,7 +85,7 @@ func Create(dir, topic string, partitions int, from, to time.Time) (*Writer, err
 		switch name := e.Name(); {
 		case name == manifestName:
 			return nil, fmt.Errorf("%s already holds an archive: give another directory", dir)
-		case strings.HasPrefix(name, "raw-") && (strings.HasSuffix(name, ".zst") || strings.HasSuffix(name, ".zst.part")):
+		case name == manifestName+".part", strings.HasPrefix(name, "raw-") && (strings.HasSuffix(name, ".zst") || strings.HasSuffix(name, ".zst.part")):
 			if err := os.Remove(filepath.Join(dir, name)); err != nil {
 				return nil, fmt.Errorf("taking away an unfinished file: %w", err)
 			}
@@ -250,7 +250,7 @@ func Open(dir string) (*Archive, error) {
 		a.readers[i] = &reader{dir: dir}
 	}
 	for _, f := range m.Files {
-		if f.Partition < 0 || int(f.Partition) >= m.Partitions || f.Name != filepath.Base(f.Name) || f.First >= f.End {
+		if f.Partition < 0 || int(f.Partition) >= m.Partitions || f.Name != filepath.Base(f.Name) || f.First < 0 || f.First >= f.End || f.Records != f.End-f.First {
 			return nil, fmt.Errorf("%w: the manifest's entry of %q makes no sense", ErrDamaged, f.Name)
 		}
 		r := a.readers[f.Partition]

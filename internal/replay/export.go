@@ -17,8 +17,16 @@ import (
 // ErrNotEmpty: a topic that an archive is to be loaded into holds records.
 var ErrNotEmpty = errors.New("the topics are not empty")
 
+// Erase takes erased users out of a raw record.
+type Erase func(stream.Record) (stream.Record, error)
+
 // Export writes the raw records of [from, to), ticks included, into a directory.
 func Export(ctx context.Context, client *stream.Client, from, to time.Time, dir string, progress func(Progress)) (archive.Manifest, error) {
+	return ExportErased(ctx, client, nil, from, to, dir, progress)
+}
+
+// ExportErased is Export with what erase makes of each record; nil for as they are.
+func ExportErased(ctx context.Context, client *stream.Client, erase Erase, from, to time.Time, dir string, progress func(Progress)) (archive.Manifest, error) {
 	topic := Topic{Client: client}
 	n, err := topic.Partitions(ctx)
 	if err != nil {
@@ -27,7 +35,7 @@ func Export(ctx context.Context, client *stream.Client, from, to time.Time, dir 
 	starts, ends := make([]int64, n), make([]int64, n)
 	var total, read atomic.Int64
 	for p := range n {
-		first, _, err := topic.Range(ctx, int32(p))
+		first, end, err := topic.Range(ctx, int32(p))
 		if err != nil {
 			return archive.Manifest{}, err
 		}
@@ -37,7 +45,7 @@ func Export(ctx context.Context, client *stream.Client, from, to time.Time, dir 
 		if ends[p], err = topic.Seek(ctx, int32(p), to); err != nil {
 			return archive.Manifest{}, err
 		}
-		if first > 0 && starts[p] == first {
+		if first > 0 && starts[p] == first && first < end {
 			records, err := topic.Read(ctx, int32(p), first)
 			if err != nil {
 				return archive.Manifest{}, err
@@ -74,10 +82,15 @@ func Export(ctx context.Context, client *stream.Client, from, to time.Time, dir 
 					if r.Offset >= ends[p] {
 						return nil
 					}
+					offset = r.Offset + 1
+					if erase != nil {
+						if r, err = erase(r); err != nil {
+							return err
+						}
+					}
 					if err := writers[p].Write(r); err != nil {
 						return err
 					}
-					offset = r.Offset + 1
 					read.Add(1)
 				}
 				progress(Progress{Phase: "exporting", Records: read.Load(), Total: total.Load()})
@@ -94,6 +107,11 @@ func Export(ctx context.Context, client *stream.Client, from, to time.Time, dir 
 // Import loads an archive into the raw topic, in the order of each partition. All topics of the chain must be empty and
 // have as many partitions as the archive: offsets are new, and no stage may have seen anything else.
 func Import(ctx context.Context, client *stream.Client, a *archive.Archive, progress func(Progress)) (records int64, err error) {
+	return ImportErased(ctx, client, nil, a, progress)
+}
+
+// ImportErased is Import with what erase makes of each record; nil for as they are.
+func ImportErased(ctx context.Context, client *stream.Client, erase Erase, a *archive.Archive, progress func(Progress)) (records int64, err error) {
 	for _, topic := range []string{stream.TopicRaw, stream.TopicEnriched, stream.TopicSummaries, stream.TopicStateEnricher, stream.TopicStateSummarizer} {
 		n, err := client.PartitionCount(ctx, topic)
 		if err != nil {
@@ -128,6 +146,14 @@ func Import(ctx context.Context, client *stream.Client, a *archive.Archive, prog
 			list, err := a.Read(ctx, p, offset)
 			if err != nil {
 				return records, err
+			}
+			for i := range list {
+				if erase == nil {
+					break
+				}
+				if list[i], err = erase(list[i]); err != nil {
+					return records, err
+				}
 			}
 			if _, err := client.Append(ctx, stream.TopicRaw, p, list); err != nil {
 				return records, err

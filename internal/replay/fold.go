@@ -203,28 +203,31 @@ func (f *fold) records(ctx context.Context, failure *error) iter.Seq[stage.Input
 		n := int64(0)
 		for offset := f.start; offset < f.end; {
 			records, err := f.source.Read(ctx, f.partition, offset)
-			if err == nil {
-				err = f.pace.wait(ctx, len(records))
-			}
 			if err != nil {
 				*failure = err
 				return
 			}
-			for _, r := range records {
-				if r.Offset >= f.end || f.complete(r.Time) {
+			for chunk := range slices.Chunk(records, f.pace.chunk(len(records))) {
+				if err := f.pace.wait(ctx, len(chunk)); err != nil {
+					*failure = err
 					return
 				}
-				f.now = r.Time
-				if n++; n > counted {
-					f.counts.Records++
-					f.read.Add(1)
+				for _, r := range chunk {
+					if r.Offset >= f.end || f.complete(r.Time) {
+						return
+					}
+					f.now = r.Time
+					if n++; n > counted {
+						f.counts.Records++
+						f.read.Add(1)
+					}
+					if !yield(stage.Input{Offset: r.Offset, Key: r.Key, Value: r.Value}) {
+						return
+					}
 				}
-				if !yield(stage.Input{Offset: r.Offset, Key: r.Key, Value: r.Value}) {
-					return
-				}
+				f.tell()
 			}
 			offset = records[len(records)-1].Offset + 1
-			f.tell()
 		}
 	}
 }
@@ -293,7 +296,9 @@ func (f *fold) leave(c *conference) {
 	for _, s := range f.stored[c.room] {
 		if s.FirstRawOffset <= c.last && c.first <= s.LastRawOffset && !f.left[s.ConferenceUID] {
 			f.left[s.ConferenceUID] = true
-			f.counts.Left++
+			if c.closed || s.ConferenceUID != c.uid { // else it is counted as open
+				f.counts.Left++
+			}
 		}
 	}
 }

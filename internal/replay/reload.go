@@ -20,6 +20,7 @@ import (
 type ReloadConfig struct {
 	Rate     int            // records a second at most; 0 is unbounded
 	Progress func(Progress) // may be nil
+	Prepare  sink.Prepare   // changes records before they become rows; may be nil
 }
 
 // Reloaded is what a reload did.
@@ -107,7 +108,7 @@ func (r *reload) partition(ctx context.Context, topic string, number int32, star
 				r.duplicates.Add(1)
 				continue
 			}
-			if err := rows.AddRecord(record, first); err != nil {
+			if err := rows.AddRecord(r.cfg.Prepare, record, first); err != nil {
 				r.rejected.Add(1)
 				r.log.Warn("a record can never become rows", "topic", topic, "partition", number, "offset", record.Offset, "reason", err)
 			}

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,7 +80,7 @@ type Config struct {
 
 // Progress is how far a run is.
 type Progress struct {
-	Phase          string // folding, comparing, writing
+	Phase          string // folding; comparing or writing, and the table
 	Records, Total int64  // raw records read, and about how many there are to read
 	Partitions     int    // that are finished
 	Of             int
@@ -208,21 +209,20 @@ func (r *run) id() string {
 
 // prepare makes the run's tables and returns the partitions that an interrupted run had finished.
 func (r *run) prepare(ctx context.Context) (map[int32]string, error) {
-	exists, err := r.shadow.Exists(ctx)
-	if err != nil {
-		return nil, err
-	}
 	if r.cfg.Resume {
+		exists, err := r.shadow.Exists(ctx)
+		if err != nil {
+			return nil, err
+		}
 		if !exists {
 			return nil, fmt.Errorf("%w: no replay from %s to %s was interrupted, or it was finished since", ErrNothingToResume, stamp(r.cfg.From), stamp(r.cfg.To))
 		}
 		finished, _, err := r.shadow.Progress(ctx)
 		return finished, err
 	}
-	if exists {
-		if err := r.shadow.Drop(ctx); err != nil {
-			return nil, err
-		}
+	// Even where no run was interrupted: one that was killed while it took its tables away may have left some of them.
+	if err := r.shadow.Drop(ctx); err != nil {
+		return nil, err
 	}
 	return nil, r.shadow.Create(ctx)
 }
@@ -290,9 +290,9 @@ func (r *run) tell() {
 }
 
 func (r *run) compareAndWrite(ctx context.Context) error {
-	r.phase.Store("comparing")
-	r.tell()
 	for _, table := range store.TableNames() {
+		r.phase.Store("comparing " + strings.TrimSuffix(table, "_rows"))
+		r.tell()
 		d, err := r.shadow.Compare(ctx, table, r.window)
 		if err != nil {
 			return err
@@ -305,8 +305,6 @@ func (r *run) compareAndWrite(ctx context.Context) error {
 	if r.cfg.DryRun || r.report.Rows() == 0 {
 		return nil
 	}
-	r.phase.Store("writing")
-	r.tell()
 	generation, err := r.shadow.Generation(ctx)
 	if err != nil {
 		return err
@@ -316,6 +314,8 @@ func (r *run) compareAndWrite(ctx context.Context) error {
 		if d.Rows() == 0 {
 			continue
 		}
+		r.phase.Store("writing " + strings.TrimSuffix(d.Table, "_rows"))
+		r.tell()
 		if err := r.shadow.Apply(ctx, d.Table, r.window, generation); err != nil {
 			return err
 		}
@@ -330,7 +330,16 @@ type pacer struct {
 	next time.Time
 }
 
-// wait blocks until n more records may be read.
+// chunk is how many records may pass at a time, so that the rate holds over each second and not over minutes only: what
+// one fetch brings is many thousand.
+func (p *pacer) chunk(fetched int) int {
+	if p.rate == 0 {
+		return max(fetched, 1)
+	}
+	return max(p.rate/10, 1)
+}
+
+// wait blocks until n more records may pass.
 func (p *pacer) wait(ctx context.Context, n int) error {
 	if p.rate == 0 {
 		return ctx.Err()

@@ -81,18 +81,24 @@ func (s *Store) checkColumns(ctx context.Context) error {
 	}
 	defer rows.Close()
 	have := make(map[string]string)
+	exist := make(map[string]bool)
 	for rows.Next() {
 		var table, name, typ string
 		if err := rows.Scan(&table, &name, &typ); err != nil {
 			return fmt.Errorf("reading the tables' columns: %w", err)
 		}
 		have[table+"."+name] = typ
+		exist[table] = true
 	}
 	if err := rows.Err(); err != nil {
 		return fmt.Errorf("reading the tables' columns: %w", err)
 	}
 	var errs []error
 	for _, name := range slices.Sorted(maps.Keys(tables)) {
+		if !exist[name] {
+			errs = append(errs, fmt.Errorf("table %s.%s is missing: `callscope migrate` makes it again, and `callscope replay --from-enriched` brings its rows back", s.cfg.Database, name))
+			continue
+		}
 		for _, c := range tables[name].columns {
 			typ, ok := have[name+"."+c.name]
 			switch {

@@ -269,6 +269,49 @@ callscope_store_inserted_rows_total{table="events_rows"} 12
 	}
 }
 
+// Compressed rows go through the driver's batches, others straight into the request.
+func TestCompressedRowsAreTheSame(t *testing.T) {
+	cfg := storetest.Config(t)
+	stores := make(map[string]*store.Store)
+	for _, compression := range []string{"none", "lz4"} {
+		cfg.Compression = compression
+		s, err := store.Open(cfg, slog.New(slog.DiscardHandler), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		stores[compression] = s
+	}
+	if err := stores["none"].Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	started := day + 1000
+	var stored [][][]any
+	for _, compression := range []string{"none", "lz4"} {
+		row := store.ParticipantRow{
+			ConferenceKey:  store.ConferenceKey{AppID: "1", ConferenceID: "room", ConferenceUID: uid(1)},
+			ParticipantKey: store.ParticipantKey{ParticipantUID: uid(2), UserID: "user", DeviceID: "device"},
+			Revision:       store.Revision{State: "final", Revision: 1, LogicVersion: 1},
+			JoinedAt:       day, LeftAt: &started, Present: true, PresenceMs: 5, Joins: 2,
+			PresenceJoinedAt: []store.Time{day, started}, PresenceLeftAt: []*store.Time{&started, nil}, Browser: "Firefox",
+			AudioMOS: store.Distribution{Mean: ptr(4.25)}, TalkMs: ptr(int64(7)), Findings: []store.Word{"late", "", "late"}, FindingsEvidence: ptr("{}"),
+			ConferenceStartedAt: day, Source: store.Source{Topic: "t"},
+		}
+		rows := []store.ParticipantRow{row, {Revision: store.Revision{State: "final"}, JoinedAt: day, ConferenceStartedAt: day}}
+		storetest.Exec(t, stores["none"], "TRUNCATE TABLE participants_rows")
+		if err := stores[compression].Insert(t.Context(), row.Table(), compression, rows); err != nil {
+			t.Fatal(err)
+		}
+		stored = append(stored, storetest.Query(t, stores["none"], "SELECT * FROM participants_rows ORDER BY app_id"))
+	}
+	if len(stored[0]) != 2 {
+		t.Fatalf("%d rows are stored, want 2", len(stored[0]))
+	}
+	if diff := cmp.Diff(stored[0], stored[1]); diff != "" {
+		t.Errorf("stored without compression (-) and with it (+):\n%s", diff)
+	}
+}
+
 func TestBadRowIsPermanentAndStoresNothing(t *testing.T) {
 	s := storetest.Engine(t)
 	storetest.Exec(t, s, "ALTER TABLE events_rows ADD CONSTRAINT no_poison CHECK data != 'poison'")

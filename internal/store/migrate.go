@@ -119,7 +119,7 @@ ORDER BY version
 COMMENT 'Migrations that were applied, with the checksums of their files.'`
 
 // Migrate makes the database, tables and views, or brings them up to date, with the retention of the configuration and,
-// where the server allows it, the roles. It may run at the same time in several
+// where the server allows it, the roles. Tables and views that somebody dropped are made again, empty. It may run at the same time in several
 // processes, and again after it failed. It refuses a database that a newer or different callscope has migrated.
 func (s *Store) Migrate(ctx context.Context) error {
 	options := s.options
@@ -141,14 +141,25 @@ func (s *Store) Migrate(ctx context.Context) error {
 	if err := compare(applied, s.cfg.Database); err != nil && !errors.Is(err, ErrSchemaBehind) {
 		return fmt.Errorf("migrating: %w", err)
 	}
+	lost, err := s.lost(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("migrating: %w", err)
+	}
+	if len(lost) > 0 && len(applied) > 0 {
+		s.log.Warn("tables or views were dropped, making them again; `callscope replay --from-enriched` brings rows back", "names", lost)
+	}
 	for _, m := range migrations {
-		if _, done := applied[m.version]; done {
+		_, done := applied[m.version]
+		if done && len(lost) == 0 {
 			continue
 		}
 		for i, statement := range m.statements {
 			if err := conn.Exec(ctx, s.cfg.render(statement)); err != nil {
 				return fmt.Errorf("migrating to schema %d (%s), statement %d: %w", m.version, m.name, i+1, err)
 			}
+		}
+		if done {
+			continue
 		}
 		err := conn.Exec(ctx, fmt.Sprintf("INSERT INTO %s.schema_migrations (version, name, checksum, applied_at) SELECT %d, '%s', '%s', fromUnixTimestamp64Milli(%d, 'UTC') SETTINGS async_insert = 0",
 			s.cfg.Database, m.version, m.name, m.checksum, time.Now().UnixMilli()))
@@ -162,6 +173,39 @@ func (s *Store) Migrate(ctx context.Context) error {
 	}
 	s.makeRoles(ctx, conn)
 	return nil
+}
+
+var createRe = regexp.MustCompile(`(?m)^CREATE (?:TABLE IF NOT EXISTS|OR REPLACE VIEW) \{database\}\.(\w+)`)
+
+// lost names the tables and views of the migrations that the database does not have. All statements can be repeated, so
+// running every migration again brings them back as they were, empty, and leaves the others alone.
+func (s *Store) lost(ctx context.Context, conn driver.Conn) (names []string, err error) {
+	rows, err := conn.Query(ctx, fmt.Sprintf("SELECT name FROM system.tables WHERE database = '%s'", s.cfg.Database))
+	if err != nil {
+		return nil, fmt.Errorf("reading the list of tables: %w", err)
+	}
+	defer rows.Close()
+	have := make(map[string]bool)
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, fmt.Errorf("reading the list of tables: %w", err)
+		}
+		have[name] = true
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("reading the list of tables: %w", err)
+	}
+	for _, m := range migrations {
+		for _, statement := range m.statements {
+			for _, match := range createRe.FindAllStringSubmatch(statement, -1) {
+				if !have[match[1]] {
+					names = append(names, match[1])
+				}
+			}
+		}
+	}
+	return names, nil
 }
 
 // applied returns the checksums of the migrations that the database has had.

@@ -29,6 +29,7 @@ var viewOrder = []struct{ name, time, retention string }{
 	{"failures", "time", "failures_days"},
 	{"feedback", "time", "feedback_days"},
 	{"precall_tests", "time", "precall_days"},
+	{"precall_associations", "received_at", "precall_days"},
 	{"apps_usage", "day", "summaries_days"},
 }
 
@@ -110,13 +111,14 @@ func cell(text string) string { return strings.ReplaceAll(text, "|", `\|`) }
 func TestEveryStatementParses(t *testing.T) {
 	s := storetest.Engine(t)
 	n := 0
-	for _, cfg := range []store.Config{{}, {Cluster: "main"}} {
+	kept := store.Retention{SummariesDays: 700, SamplesDays: 30, Apps: []store.AppRetention{{ID: "7", SamplesDays: 7, EventsDays: 3}, {ID: "8", SamplesDays: -1}}}
+	for _, cfg := range []store.Config{{}, {Retention: kept}, {Cluster: "main", Retention: kept}} {
 		for _, statement := range store.SchemaStatements(cfg) {
 			storetest.Exec(t, s, "EXPLAIN AST "+statement)
 			n++
 		}
 	}
-	if n < 2*28 {
+	if n < 3*29 {
 		t.Errorf("only %d statements", n)
 	}
 }

@@ -306,8 +306,10 @@ type SampleRow struct {
 	SourceFrameRate           *float64     `ch:"source_frame_rate"`
 	SourceFrameHeight         *float64     `ch:"source_frame_height"`
 	Reset                     bool         `ch:"reset"`
+	Silence                   OptionalWord `ch:"silence"`
 	AudioMOS                  *float64     `ch:"audio_mos"`
-	VideoScore                *float64     `ch:"video_score"`
+	AudioDelayPenalty         *float64     `ch:"audio_delay_penalty"`
+	AudioLossPenalty          *float64     `ch:"audio_loss_penalty"`
 	RecordKey
 	Source
 }

@@ -236,8 +236,12 @@ type Difference struct {
 // Rows is the number of rows that would be written.
 func (d Difference) Rows() uint64 { return d.Added + d.Changed + d.Removed }
 
-// sliceRows bounds what one comparison holds in the server's memory.
-const sliceRows = 500_000
+// A comparison is made in slices, and one slice at a time, so that the server holds at most about so much of either side
+// in its memory.
+const (
+	sliceRows  = 200_000
+	sliceBytes = 128 << 20 // of columns, uncompressed
+)
 
 // Compare finds out what the run would change in a table.
 func (sh *Shadow) Compare(ctx context.Context, tableName string, w Window) (Difference, error) {
@@ -250,19 +254,19 @@ func (sh *Shadow) Compare(ctx context.Context, tableName string, w Window) (Diff
 	for _, c := range values {
 		selects = append(selects, fmt.Sprintf("countIf(n.replay_present = 1 AND o.replay_present = 1 AND %s)", columnDiffers(c)))
 	}
-	slicesCount, err := sh.slices(ctx, tableName, w)
+	all, err := sh.slices(ctx, t, w)
 	if err != nil {
 		return d, err
 	}
-	for slice := range slicesCount {
-		sql := fmt.Sprintf("SELECT %s FROM (%s) AS n FULL OUTER JOIN (%s) AS o ON %s", strings.Join(selects, ", "),
-			sh.newRows(t, w, slice, slicesCount), sh.oldRows(t, w, slice, slicesCount), sameKey(tableName))
+	for _, slice := range all {
+		sql := fmt.Sprintf("SELECT %s FROM (%s) AS n FULL OUTER JOIN (%s) AS o ON %s", strings.Join(selects, ", "), slice.newRows, slice.oldRows, sameKey(tableName))
 		counts := make([]uint64, len(selects))
 		targets := make([]any, len(selects))
 		for i := range counts {
 			targets[i] = &counts[i]
 		}
-		if err := sh.s.conn.QueryRow(sh.compareContext(ctx), sql).Scan(targets...); err != nil {
+		compareContext := clickhouse.Context(ctx, clickhouse.WithSettings(compareSettings()))
+		if err := sh.s.conn.QueryRow(compareContext, sql).Scan(targets...); err != nil {
 			return d, fmt.Errorf("comparing %s: %w", tableName, err)
 		}
 		d.Added, d.Changed, d.Removed = d.Added+counts[0], d.Changed+counts[1], d.Removed+counts[2]
@@ -275,54 +279,84 @@ func (sh *Shadow) Compare(ctx context.Context, tableName string, w Window) (Diff
 	return d, nil
 }
 
-func (sh *Shadow) compareContext(ctx context.Context) context.Context {
-	return clickhouse.Context(ctx, clickhouse.WithSettings(compareSettings()))
-}
-
+// compareSettings leave the server's processors to the live inserts and queries but for one: nobody waits for a replay as
+// one waits for them.
 func compareSettings() clickhouse.Settings {
 	return clickhouse.Settings{
-		"join_use_nulls": 0, "join_algorithm": "hash", "final": 0, "max_execution_time": 0,
+		"join_use_nulls": 0, "join_algorithm": "hash", "final": 0, "max_execution_time": 0, "max_threads": 1, "max_insert_threads": 1,
 		"do_not_merge_across_partitions_select_final": 0,
 	}
 }
 
-func (sh *Shadow) slices(ctx context.Context, tableName string, w Window) (int, error) {
-	var n uint64
-	if err := sh.s.conn.QueryRow(ctx, fmt.Sprintf("SELECT count() FROM %s", sh.table(tableName))).Scan(&n); err != nil {
-		return 0, fmt.Errorf("counting the replay's rows of %s: %w", tableName, err)
+// slice is a part of the computed and the stored rows of a table, by the hash of their keys.
+type slice struct{ newRows, oldRows string }
+
+// slices divides the rows that a comparison reads.
+func (sh *Shadow) slices(ctx context.Context, t *table, w Window) ([]slice, error) {
+	within, err := sh.within(ctx, t, w)
+	if err != nil {
+		return nil, err
 	}
-	return int(n/sliceRows) + 1, nil
-}
-
-func (sh *Shadow) newRows(t *table, w Window, slice, of int) string {
-	return fmt.Sprintf("SELECT *, toUInt8(1) AS replay_present FROM %s FINAL WHERE %s AND %s", sh.table(t.name), sh.inScope(t, w), sliceOf(slice, of))
-}
-
-func (sh *Shadow) oldRows(t *table, w Window, slice, of int) string {
-	return fmt.Sprintf("SELECT *, toUInt8(1) AS replay_present FROM %s.%s FINAL WHERE %s AND %s", sh.s.cfg.Database, t.name, sh.inScope(t, w), sliceOf(slice, of))
-}
-
-func sliceOf(slice, of int) string {
-	if of == 1 {
-		return "1"
+	ours, stored := sh.table(t.name), sh.s.cfg.Database+"."+t.name
+	var rows, bytes float64
+	for _, from := range []string{ours, stored} {
+		var n, size float64
+		database, name, _ := strings.Cut(from, ".")
+		sql := fmt.Sprintf("SELECT toFloat64(count()), toFloat64(count() * (SELECT ifNotFinite(sum(data_uncompressed_bytes) / sum(rows), 0) FROM system.parts WHERE active AND database = '%s' AND table = '%s')) FROM %s WHERE %s",
+			database, name, from, within)
+		if err := sh.s.conn.QueryRow(ctx, sql).Scan(&n, &size); err != nil {
+			return nil, fmt.Errorf("counting the rows of %s that a replay may replace: %w", t.name, err)
+		}
+		rows, bytes = max(rows, n), max(bytes, size)
 	}
-	return fmt.Sprintf("cityHash64(app_id, %s) %% %d = %d", "conference_id", of, slice)
+	all := make([]slice, 1+int(max(rows/sliceRows, bytes/sliceBytes)))
+	for i := range all {
+		part := fmt.Sprintf("cityHash64(%s) %% %d = %d", strings.Join(keys[t.name], ", "), len(all), i)
+		all[i] = slice{
+			newRows: fmt.Sprintf("SELECT *, toUInt8(1) AS replay_present FROM %s FINAL WHERE %s AND %s", ours, within, part),
+			oldRows: fmt.Sprintf("SELECT *, toUInt8(1) AS replay_present FROM %s FINAL WHERE %s AND %s", stored, within, part),
+		}
+	}
+	return all, nil
 }
 
-// inScope is the condition that a row may be replaced.
-func (sh *Shadow) inScope(t *table, w Window) string {
+// within is the condition that a row may be replaced. It names a span of time, so that the server reads that part of the
+// table and not all that is stored: from the first to the last row that was computed, conference that is stored, or end
+// of the window, and a day more on both sides.
+func (sh *Shadow) within(ctx context.Context, t *table, w Window) (string, error) {
+	column := "conference_started_at"
+	switch {
+	case t.has("received_at"):
+		column = "received_at"
+	case t.has("started_at") && !t.has(column):
+		column = "started_at"
+	}
+	scope := fmt.Sprintf("conference_uid IN (SELECT conference_uid FROM %s)", sh.table("scope"))
+	var from, to int64
+	sql := fmt.Sprintf(`SELECT toInt64(min(a)), toInt64(max(b)) FROM (
+SELECT minOrNull(toUnixTimestamp64Milli(%s)) AS a, maxOrNull(toUnixTimestamp64Milli(%s)) AS b FROM %s
+UNION ALL SELECT minOrNull(toUnixTimestamp64Milli(started_at)), maxOrNull(toUnixTimestamp64Milli(last_message_at)) FROM %s.conferences_rows WHERE %s
+UNION ALL SELECT toInt64(%d), toInt64(%d))`, column, column, sh.table(t.name), sh.s.cfg.Database, scope, w.From, w.To)
+	if err := sh.s.conn.QueryRow(ctx, sql).Scan(&from, &to); err != nil {
+		return "", fmt.Errorf("looking for the times of a replay's rows in %s: %w", t.name, err)
+	}
+	const day = 24 * 60 * 60 * 1000
+	return fmt.Sprintf("%s >= fromUnixTimestamp64Milli(%d, 'UTC') AND %s <= fromUnixTimestamp64Milli(%d, 'UTC') AND %s",
+		column, max(from-day, 0), column, to+day, inScope(t, w, scope)), nil
+}
+
+func inScope(t *table, w Window, scope string) string {
 	received := fmt.Sprintf("received_at >= fromUnixTimestamp64Milli(%d, 'UTC') AND received_at < fromUnixTimestamp64Milli(%d, 'UTC')", w.From, w.To)
 	if w.App != "" {
 		received += fmt.Sprintf(" AND app_id = '%s'", quoted(w.App))
 	}
-	conference := fmt.Sprintf("conference_uid IN (SELECT conference_uid FROM %s)", sh.table("scope"))
 	switch {
 	case !t.has("conference_uid"):
 		return received
 	case t.has("received_at"):
-		return fmt.Sprintf("(ifNull(%s, 0) OR (conference_uid IS NULL AND %s))", conference, received)
+		return fmt.Sprintf("(ifNull(%s, 0) OR (conference_uid IS NULL AND %s))", scope, received)
 	}
-	return conference
+	return scope
 }
 
 func sameKey(tableName string) string {
@@ -379,16 +413,15 @@ func (sh *Shadow) Apply(ctx context.Context, tableName string, w Window, generat
 		return strings.Join(list, ", ")
 	}
 	into := fmt.Sprintf("INSERT INTO %s.%s (%s) ", sh.s.cfg.Database, tableName, strings.Join(names, ", "))
-	count, err := sh.slices(ctx, tableName, w)
+	all, err := sh.slices(ctx, t, w)
 	if err != nil {
 		return err
 	}
-	for slice := range count {
-		newRows, oldRows := sh.newRows(t, w, slice, count), sh.oldRows(t, w, slice, count)
+	for _, slice := range all {
 		// Removals come first: written rows are stored rows in the second statement's eyes.
 		for _, sql := range []string{
-			fmt.Sprintf("%sSELECT %s FROM (%s) AS o LEFT JOIN (%s) AS n ON %s WHERE n.replay_present = 0", into, row("o", 1), oldRows, newRows, sameKey(tableName)),
-			fmt.Sprintf("%sSELECT %s FROM (%s) AS n LEFT JOIN (%s) AS o ON %s WHERE o.replay_present = 0 OR %s", into, row("n", 0), newRows, oldRows, sameKey(tableName), differs(t.values())),
+			fmt.Sprintf("%sSELECT %s FROM (%s) AS o LEFT JOIN (%s) AS n ON %s WHERE n.replay_present = 0", into, row("o", 1), slice.oldRows, slice.newRows, sameKey(tableName)),
+			fmt.Sprintf("%sSELECT %s FROM (%s) AS n LEFT JOIN (%s) AS o ON %s WHERE o.replay_present = 0 OR %s", into, row("n", 0), slice.newRows, slice.oldRows, sameKey(tableName), differs(t.values())),
 		} {
 			settings := compareSettings()
 			settings["insert_deduplicate"] = 0 // a block that was once stored and then taken away must go in again

@@ -35,9 +35,10 @@ var promised = map[string]string{
 	"feedback": `app_id conference_id conference_uid participant_uid user_id device_id time overall audio video screen comment`,
 	"failures": `app_id conference_id conference_uid participant_uid user_id device_id fabric_uid connection_id remote_id
 		time function reason delay_ms name message stack is_log truncated local_sdp remote_sdp`,
-	"precall_tests":      `app_id conference_id conference_uid user_id`,
-	"apps_usage":         `app_id conferences participants participant_minutes`,
-	"participants_named": `app_id conference_id conference_uid participant_uid user_id user_name alias`,
+	"precall_tests":        `app_id conference_id conference_uid user_id`,
+	"precall_associations": `app_id conference_id conference_uid test_id`,
+	"apps_usage":           `app_id conferences participants participant_minutes`,
+	"participants_named":   `app_id conference_id conference_uid participant_uid user_id user_name alias`,
 }
 
 func TestPromisedColumns(t *testing.T) {

@@ -321,3 +321,33 @@ func (c *Client) topicMetadata(ctx context.Context, topic string) (kafka.Topic, 
 	}
 	return kafka.Topic{}, fmt.Errorf("reading the layout of %s: %w", topic, kafka.UnknownTopicOrPartition)
 }
+
+// Kept says how long records of a topic may stay at the longest, as the cluster has it: its retention and the time until a
+// segment is closed, since whole segments are removed. 0 means for good, or until a later record of the key where the
+// topic is compacted.
+func (c *Client) Kept(ctx context.Context, topic string) (time.Duration, error) {
+	if err := c.open(); err != nil {
+		return 0, err
+	}
+	res, err := c.api(c.cfg.RequestTimeout).DescribeConfigs(ctx, &kafka.DescribeConfigsRequest{Resources: []kafka.DescribeConfigRequestResource{{
+		ResourceType: kafka.ResourceTypeTopic, ResourceName: topic, ConfigNames: []string{"retention.ms", "segment.ms"},
+	}}})
+	if err != nil {
+		return 0, fmt.Errorf("reading how long %s keeps records: %w", topic, err)
+	}
+	values := map[string]int64{"retention.ms": -1, "segment.ms": (7 * 24 * time.Hour).Milliseconds()}
+	for _, r := range res.Resources {
+		if r.Error != nil {
+			return 0, fmt.Errorf("reading how long %s keeps records: %w", topic, r.Error)
+		}
+		for _, e := range r.ConfigEntries {
+			if n, err := strconv.ParseInt(e.ConfigValue, 10, 64); err == nil {
+				values[e.ConfigName] = n
+			}
+		}
+	}
+	if values["retention.ms"] < 0 {
+		return 0, nil
+	}
+	return time.Duration(values["retention.ms"]+values["segment.ms"]) * time.Millisecond, nil
+}

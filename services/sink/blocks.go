@@ -1,6 +1,10 @@
 package sink
 
-import "github.com/callscope/callscope/internal/store"
+import (
+	"slices"
+
+	"github.com/callscope/callscope/internal/store"
+)
 
 // blocks are the rows of a range of records, table by table, in the order of the records.
 type blocks struct {
@@ -43,7 +47,14 @@ type block[R store.Row] struct {
 	records []int
 }
 
+// maxGrowth is how many rows memory is taken for in advance, at most: about what a full range has.
+const maxGrowth = 1 << 16
+
 func (b *block[R]) add(record int, row R) {
+	if n := len(b.rows); n == cap(b.rows) && n < maxGrowth {
+		// append alone would copy each of these large rows about five times on the way to a full range.
+		b.rows = slices.Grow(b.rows, min(max(3*n, 64), maxGrowth-n))
+	}
 	b.rows = append(b.rows, row)
 	b.records = append(b.records, record)
 }

@@ -28,7 +28,7 @@ type decoded struct {
 
 // decode adds the rows of one record to b. Its error is a *badRecord, and b is then as before. receivedMs is the
 // gateway's receive time of the message behind the record, 0 where it has none.
-func (b *blocks) decode(r stream.Record, record int, rangeStart int64) (receivedMs int64, err error) {
+func (b *blocks) decode(prepare Prepare, r stream.Record, record int, rangeStart int64) (receivedMs int64, err error) {
 	d := decoded{record: record, source: store.Source{Topic: store.Word(r.Topic), Partition: r.Partition, Offset: r.Offset, RangeStart: rangeStart}}
 	switch r.Topic {
 	case stream.TopicEnriched:
@@ -36,11 +36,17 @@ func (b *blocks) decode(r stream.Record, record int, rangeStart int64) (received
 		if err := e.UnmarshalVT(r.Value); err != nil {
 			return 0, bad("undecodable", "%v", err)
 		}
+		if prepare != nil {
+			prepare(&e)
+		}
 		return e.ReceivedAtMs, b.addEnriched(d, &e)
 	case stream.TopicSummaries:
 		var s callscopev1.Summary
 		if err := s.UnmarshalVT(r.Value); err != nil {
 			return 0, bad("undecodable", "%v", err)
+		}
+		if prepare != nil {
+			prepare(&s)
 		}
 		return 0, b.addSummary(d, &s)
 	default:
@@ -256,6 +262,18 @@ func directionOf(d callscopev1.Direction) store.OptionalWord {
 		return "inbound"
 	case callscopev1.Direction_DIRECTION_OUTBOUND:
 		return "outbound"
+	}
+	return ""
+}
+
+func silenceOf(s callscopev1.Silence) store.OptionalWord {
+	switch s {
+	case callscopev1.Silence_SILENCE_MUTED:
+		return "muted"
+	case callscopev1.Silence_SILENCE_PAUSED:
+		return "paused"
+	case callscopev1.Silence_SILENCE_HELD:
+		return "held"
 	}
 	return ""
 }

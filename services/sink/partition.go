@@ -1,7 +1,6 @@
 package sink
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/callscope/callscope/internal/erasures"
 	"github.com/callscope/callscope/internal/stage"
 	"github.com/callscope/callscope/internal/store"
 	"github.com/callscope/callscope/internal/stream"
@@ -50,6 +50,8 @@ type partition struct {
 	atomicTokens bool
 	// slots bounds the ranges that are under way in all partitions; nil: no bound.
 	slots chan struct{}
+	// erasures are honoured; nil for none.
+	erasures Erasures
 
 	next   int64 // first offset that no complete range has
 	filter filterState
@@ -209,7 +211,10 @@ func (p *partition) resume(ctx context.Context, plan progress) error {
 		return err
 	}
 	defer release()
-	s := p.newSpan()
+	s, err := p.newSpan(ctx)
+	if err != nil {
+		return err
+	}
 	for s.end < plan.end {
 		batch, err := p.fetch(ctx, s.end, fetchBytes, idleWait)
 		if errors.Is(err, stream.ErrOffsetOutOfRange) {
@@ -249,13 +254,13 @@ func (p *partition) step(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s := p.newSpan()
-	s.head = batch.End
 	if len(batch.Records) == 0 {
 		p.next = max(p.next, batch.Next)
-		p.m.lag.WithLabelValues(p.labels()...).Set(float64(s.head - p.next))
+		p.m.lag.WithLabelValues(p.labels()...).Set(float64(batch.End - p.next))
 		return nil
 	}
+	// While something below waits, for a slot or for the store, this is what an operator sees.
+	p.m.lag.WithLabelValues(p.labels()...).Set(float64(batch.End - p.next))
 	if batch.Next >= batch.End {
 		// Nothing more is there: give others time to come, so that inserts are few.
 		if err := p.pause(ctx, p.cfg.MaxWait); err != nil {
@@ -267,6 +272,11 @@ func (p *partition) step(ctx context.Context) error {
 		return err
 	}
 	defer release()
+	s, err := p.newSpan(ctx)
+	if err != nil {
+		return err
+	}
+	s.head = batch.End
 	gap := s.addAll(batch)
 	for gap == nil && !s.full() {
 		batch, err := p.fetch(ctx, s.end, fetchBytes, 0)
@@ -300,16 +310,11 @@ func (p *partition) complete(ctx context.Context, s *span, kind string) error {
 				return err
 			}
 		}
-		for _, t := range s.blocks.tables() {
-			if t.len() == 0 {
-				continue
-			}
-			poison, err := p.insert(ctx, t, 0, t.len(), token(s.firstUID, p.topic, p.number, s.start, s.end, t.table(), p.schema))
-			if err != nil {
-				return err
-			}
-			rejects = append(rejects, poison...)
+		poison, err := p.insertErased(ctx, s)
+		if err != nil {
+			return err
 		}
+		rejects = append(rejects, poison...)
 	}
 	stored := time.Now()
 	if err := p.reject(ctx, s, rejects); err != nil {
@@ -323,10 +328,33 @@ func (p *partition) complete(ctx context.Context, s *span, kind string) error {
 	return nil
 }
 
+// insertAll stores the rows of all tables.
+func (p *partition) insertAll(ctx context.Context, s *span) ([]reject, error) {
+	var rejects []reject
+	for _, t := range s.blocks.tables() {
+		if t.len() == 0 {
+			continue
+		}
+		poison, err := p.insert(ctx, s, t, 0, t.len(), s.token(t.table()))
+		if err != nil {
+			return nil, err
+		}
+		rejects = append(rejects, poison...)
+	}
+	return rejects, nil
+}
+
 // insert stores rows [from, to) of one table. A block that can never be stored is cut into halves until the rows to
 // blame are alone; their records come back as rejects. The halves are the same on every run.
-func (p *partition) insert(ctx context.Context, t tableRows, from, to int, token string) ([]reject, error) {
-	err := p.retry(ctx, "insert", func(err error) bool { return !store.Permanent(err) }, func() error {
+func (p *partition) insert(ctx context.Context, s *span, t tableRows, from, to int, token string) ([]reject, error) {
+	transient := func(err error) bool { return !store.Permanent(err) && !errors.Is(err, errErasedMeanwhile) }
+	tries := 0
+	err := p.retry(ctx, "insert", transient, func() error {
+		if tries++; tries > 1 {
+			if err := p.unchanged(ctx, s); err != nil {
+				return err
+			}
+		}
 		return p.store.Insert(ctx, t.table(), p.attempt(token), t.slice(from, to))
 	})
 	if err == nil || !store.Permanent(err) {
@@ -339,7 +367,7 @@ func (p *partition) insert(ctx context.Context, t tableRows, from, to int, token
 	middle := from + (to-from)/2
 	var all []reject
 	for _, half := range [][2]int{{from, middle}, {middle, to}} {
-		poison, err := p.insert(ctx, t, half[0], half[1], fmt.Sprintf("%s/%d-%d", token, half[0], half[1]))
+		poison, err := p.insert(ctx, s, t, half[0], half[1], fmt.Sprintf("%s/%d-%d", token, half[0], half[1]))
 		if err != nil {
 			return nil, err
 		}
@@ -510,7 +538,7 @@ type span struct {
 	start, end int64 // offsets; end is behind the last record taken
 	head       int64 // end of the partition as last seen
 	bytes      int64
-	firstUID   []byte
+	firstUID   []byte // part of its record, as lastUID is
 	lastUID    []byte
 	filter     stage.OriginFilter
 	open       bool // filter has accepted nothing yet and knows nothing
@@ -523,6 +551,8 @@ type span struct {
 	records    []stream.Record
 	gaveRows   []bool
 	receivedMs []int64
+
+	erased *erasures.View // that the rows were made with; nil for none
 }
 
 // reject is a record that can never be stored.
@@ -531,8 +561,13 @@ type reject struct {
 	kind, detail string
 }
 
-func (p *partition) newSpan() *span {
-	return &span{p: p, start: p.next, end: p.next, filter: p.filter.filter(), open: p.filter.open}
+// newSpan begins an empty range with the erasures of now.
+func (p *partition) newSpan(ctx context.Context) (*span, error) {
+	view, err := p.currentErasures(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &span{p: p, start: p.next, end: p.next, filter: p.filter.filter(), open: p.filter.open, erased: view}, nil
 }
 
 // state is what the filter has accepted now.
@@ -591,9 +626,9 @@ func (s *span) add(r stream.Record) error {
 		}
 	}
 	if s.end == s.start {
-		s.firstUID = bytes.Clone(recordUID)
+		s.firstUID = recordUID
 	}
-	s.lastUID = bytes.Clone(recordUID)
+	s.lastUID = recordUID
 	s.end = r.Offset + 1
 	s.bytes += int64(len(r.Key) + len(r.Value))
 	s.newest = r.Time
@@ -605,7 +640,7 @@ func (s *span) add(r stream.Record) error {
 	before := s.blocks.rows()
 	var receivedMs int64
 	if unreadable == nil {
-		receivedMs, err = s.blocks.decode(r, index, s.start)
+		receivedMs, err = s.blocks.decode(prepareOf(s.erased), r, index, s.start)
 		if err != nil && !errors.As(err, &unreadable) {
 			return err
 		}

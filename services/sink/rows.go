@@ -55,7 +55,7 @@ func (r *Rows) Reset() { r.blocks = blocks{} }
 
 // AddRecord adds the rows of one record as it is in the topic enriched or summaries. rangeStart is the first offset of
 // the records that are stored together with it.
-func (r *Rows) AddRecord(record stream.Record, rangeStart int64) error {
-	_, err := r.blocks.decode(record, 0, rangeStart)
+func (r *Rows) AddRecord(prepare Prepare, record stream.Record, rangeStart int64) error {
+	_, err := r.blocks.decode(prepare, record, 0, rangeStart)
 	return err
 }

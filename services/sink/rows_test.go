@@ -186,7 +186,7 @@ func TestEveryColumnComesFromItsField(t *testing.T) {
 			"local_sdp": "body.failure.local_sdp", "remote_sdp": "body.failure.remote_sdp"}},
 		{"sample", enriched(func(e *callscopev1.Enriched) {
 			e.Body = &callscopev1.Enriched_StreamSample{StreamSample: &callscopev1.StreamSample{}}
-		}), func(b *blocks) tableRows { return &b.samples }, map[string]string{"direction": "=outbound", "owner_source": "=association", "video_score": "=NULL"}},
+		}), func(b *blocks) tableRows { return &b.samples }, map[string]string{"direction": "=outbound", "owner_source": "=association", "silence": "=paused"}},
 		{"fabric sample", enriched(func(e *callscopev1.Enriched) {
 			e.Body = &callscopev1.Enriched_FabricSample{FabricSample: &callscopev1.FabricSample{}}
 		}), func(b *blocks) tableRows { return &b.fabricSamples }, nil},
@@ -234,7 +234,7 @@ func TestEveryColumnComesFromItsField(t *testing.T) {
 				t.Fatal(err)
 			}
 			var b blocks
-			if _, err := b.decode(stream.Record{Topic: topic, Partition: 3, Offset: 77, Value: value}, 0, 70); err != nil {
+			if _, err := b.decode(nil, stream.Record{Topic: topic, Partition: 3, Offset: 77, Value: value}, 0, 70); err != nil {
 				t.Fatal(err)
 			}
 			rows := test.rows(&b)
@@ -282,7 +282,7 @@ var withoutColumn = []string{
 	`alive_ms`,            // stored nowhere
 	`client_time_ms`,      // of samples and tests; events have it
 	`entity_uid`,          // a row has the uids of its entities by their names
-	`body\.direction|body\.owner_source|state`,                                         // enums, compared by name above
+	`body\.direction|body\.owner_source|body\.silence|state`,                           // enums, compared by name above
 	`identity\.(conference|participant|user|device|fabric|connection|remote)_(uid|id)`, // of what the row is not about
 	`body\.started_at_ms`,                 // of a conference: conference_started_at_ms is the same
 	`audio_mos_model|video_score_model`,   // of a fabric, which has no scores
@@ -351,11 +351,11 @@ func TestUnknownIsNull(t *testing.T) {
 		&callscopev1.Enriched{Uid: uid, ReceivedAtMs: someTime, Body: &callscopev1.Enriched_StreamSample{StreamSample: &callscopev1.StreamSample{Ssrc: "1", Loss: ptr(0.0)}}},
 		&callscopev1.Enriched{Uid: uid, ReceivedAtMs: someTime, Body: &callscopev1.Enriched_Event{Event: &callscopev1.Event{Orphan: true}}},
 	} {
-		if _, err := b.decode(record(t, stream.TopicEnriched, m), 0, 0); err != nil {
+		if _, err := b.decode(nil, record(t, stream.TopicEnriched, m), 0, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := b.decode(record(t, stream.TopicSummaries, &callscopev1.Summary{
+	if _, err := b.decode(nil, record(t, stream.TopicSummaries, &callscopev1.Summary{
 		Uid: uid, State: callscopev1.SummaryState_SUMMARY_STATE_PARTIAL, ConferenceStartedAtMs: someTime,
 		Identity: &callscopev1.Identity{ConferenceUid: uid, ParticipantUid: uid, FabricUid: uid},
 		Body:     &callscopev1.Summary_Fabric{Fabric: &callscopev1.FabricSummary{StartedAtMs: someTime, RttMs: ptr(12.5)}},
@@ -386,7 +386,7 @@ func TestPrecallAssociations(t *testing.T) {
 	var b blocks
 	uid := uuid.UUID{1}
 	for _, data := range []string{`{"ids":["a","",7,"b"]}`, `{"ids":"a"}`, `not JSON`, `{}`} {
-		_, err := b.decode(record(t, stream.TopicEnriched, &callscopev1.Enriched{
+		_, err := b.decode(nil, record(t, stream.TopicEnriched, &callscopev1.Enriched{
 			Uid: uid[:], ReceivedAtMs: someTime, Identity: &callscopev1.Identity{AppId: "1", ConferenceId: "room", ConferenceUid: uid[:]},
 			Body: &callscopev1.Enriched_Event{Event: &callscopev1.Event{EventType: "preCallTestAssociate", DataJson: data}},
 		}), 0, 0)
@@ -447,7 +447,7 @@ func TestRecordsThatCannotBecomeRows(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			var b blocks
-			_, err := b.decode(test.record, 0, 0)
+			_, err := b.decode(nil, test.record, 0, 0)
 			if err == nil || !strings.HasPrefix(err.Error(), test.kind+": ") {
 				t.Errorf("%v, want %s", err, test.kind)
 			}
@@ -505,7 +505,7 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, value []byte) {
 		for _, topic := range []string{stream.TopicEnriched, stream.TopicSummaries} {
 			var b blocks
-			if _, err := b.decode(stream.Record{Topic: topic, Value: value}, 0, 0); err != nil && b.rows() != 0 {
+			if _, err := b.decode(nil, stream.Record{Topic: topic, Value: value}, 0, 0); err != nil && b.rows() != 0 {
 				t.Errorf("%s: refused with %v and left %d rows", topic, err, b.rows())
 			}
 		}

@@ -33,7 +33,13 @@ type Sink struct {
 	m      *metrics
 	slots  chan struct{}
 	health health
+
+	erasures Erasures
 }
+
+// HonourErasures makes the sink take erased users out of everything that it stores. Call it before Run; without it, rows
+// are stored as they come.
+func (s *Sink) HonourErasures(e Erasures) { s.erasures = e }
 
 // New returns a sink that does nothing until Run. reg may be nil.
 func New(cfg Config, client *stream.Client, st *store.Store, log *slog.Logger, reg prometheus.Registerer) (*Sink, error) {
@@ -80,7 +86,7 @@ func (s *Sink) handle(ctx context.Context, a *stream.Assignment) error {
 	key := fmt.Sprintf("%s/%d", a.Topic(), a.Partition())
 	p := &partition{
 		topic: a.Topic(), number: a.Partition(), log: assignedLog{s.client, a}, store: s.store, cfg: s.cfg, schema: store.SchemaVersion, atomicTokens: s.store.Replicated(),
-		m: s.m, logger: s.log, pause: pause, slots: s.slots,
+		m: s.m, logger: s.log, pause: pause, slots: s.slots, erasures: s.erasures,
 		trouble: func(reason string) { s.health.set(key, reason) },
 	}
 	defer func() {

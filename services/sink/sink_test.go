@@ -217,7 +217,8 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		}
 	}
 	_, stop := startSink(t, client, st, Config{}, nil)
-	eventually(t, st, "SELECT count(), uniqExact(event_type) FROM events_rows", []any{uint64(160), uint64(160)})
+	// FINAL, because one that ended between an insert and its commit leaves a range that is stored twice.
+	eventually(t, st, "SELECT count(), uniqExact(event_type) FROM events_rows FINAL", []any{uint64(160), uint64(160)})
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}

@@ -2,7 +2,10 @@ package queries
 
 import (
 	"cmp"
+	"encoding/json"
 	"math"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -168,6 +171,45 @@ var checks = map[string]func(w world) [][]any{
 		}
 		return sorted(out, desc(1), asc(0))
 	},
+	"How do connections to each server or peer compare?": func(w world) [][]any {
+		type key struct {
+			kind   any
+			remote string
+		}
+		all, failed, relayed, delays, rtt := map[key]int{}, map[key]int{}, map[key]int{}, map[key][]float64{}, map[key][]float64{}
+		for _, e := range w.want {
+			for _, f := range e.Conferences[0].Fabrics {
+				row := w.fabric(e.Conferences[0].ConferenceID, f.ConnectionID)
+				k := key{row["remote_type"], f.Remote}
+				all[k]++
+				if f.Outcome == "failed" {
+					failed[k]++
+				}
+				if row["relayed"] == true {
+					relayed[k]++
+				}
+				if f.SetupDelayMs != nil {
+					delays[k] = append(delays[k], *f.SetupDelayMs)
+				}
+				if v, ok := row.Number("rtt_ms"); ok {
+					rtt[k] = append(rtt[k], v)
+				}
+			}
+		}
+		var out [][]any
+		for k, n := range all {
+			row := []any{k.kind, k.remote, n, failed[k], relayed[k], nil, nil}
+			if len(delays[k]) > 0 {
+				row[5] = near{quantile(delays[k], 0.95), 2}
+			}
+			if len(rtt[k]) > 0 {
+				row[6] = near{mean(rtt[k]), 1}
+			}
+			out = append(out, row)
+		}
+		out = sorted(out, desc(3), desc(2), asc(0), asc(1))
+		return out[:min(len(out), 20)]
+	},
 	"Drop rate per client version": func(w world) [][]any {
 		up, versions := map[any]int{}, map[any]bool{}
 		for _, e := range w.want {
@@ -231,6 +273,42 @@ var checks = map[string]func(w world) [][]any{
 		return sorted(out, desc(1), asc(0))
 	},
 	"Who is in a call right now?": func(world) [][]any { return nil }, // everybody has left by then
+	"How many people are in calls at the same time?": func(w world) [][]any {
+		type step struct {
+			at     time.Time
+			change int
+		}
+		var steps []step
+		for _, p := range w.views["participants"] {
+			for _, at := range p["presence_joined_at"].([]any) {
+				steps = append(steps, step{moment(at.(string)), 1})
+			}
+			for _, at := range p["presence_left_at"].([]any) {
+				steps = append(steps, step{moment(at.(string)), -1}) // everybody has left by then
+			}
+		}
+		intervals := 0
+		for _, e := range w.want {
+			for _, p := range e.Conferences[0].Participants {
+				intervals += len(p.Intervals)
+			}
+		}
+		if len(steps) != 2*intervals {
+			return [][]any{{"presence begins and ends", len(steps), "want", 2 * intervals}}
+		}
+		slices.SortFunc(steps, func(a, b step) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.change, b.change)) })
+		peak, present := map[string]int{}, 0
+		for _, s := range steps {
+			present += s.change
+			hour := s.at.Truncate(time.Hour).Format("2006-01-02 15:04:05")
+			peak[hour] = max(peak[hour], present)
+		}
+		var out [][]any
+		for hour, n := range peak {
+			out = append(out, []any{hour, n})
+		}
+		return sorted(out, asc(0))
+	},
 	"How long are conferences, and how large?": func(w world) [][]any {
 		minutes, peak := map[int][]float64{}, map[int]float64{}
 		for _, e := range w.want {
@@ -265,6 +343,16 @@ var checks = map[string]func(w world) [][]any{
 		return measured(w.views["participants"], func(r record) []any { return []any{r["browser"]} }, "audio_mos", func(key []any, values []float64) []any {
 			return append(key, len(values), near{mean(values), 2}, near{quantile(values, 0.1), 2})
 		}, func(a, b []any) int { return cmp.Compare(a[2].(near).value, b[2].(near).value) })
+	},
+	"Which operating systems and browser versions sound worst?": func(w world) [][]any {
+		heard := w.all("participants", func(r record) bool { return r["audio_mos"] != nil })
+		var out [][]any
+		for _, group := range grouped(heard, func(r record) []any { return []any{r["os"], r["browser"], r["browser_version"]} }) {
+			out = append(out, append(group.key, len(group.rows), near{mean(values(group.rows, "audio_mos")), 2}, near{mean(values(group.rows, "audio_mos_share_below")), 4}))
+		}
+		return sorted(out, func(a, b []any) int {
+			return cmp.Compare(math.Round(a[4].(near).value*100), math.Round(b[4].(near).value*100))
+		}, asc(0), asc(1), asc(2))
 	},
 	"Does the feedback agree with the MOS?": func(w world) [][]any {
 		scores, answers := map[float64][]float64{}, map[float64]int{}
@@ -378,6 +466,11 @@ var checks = map[string]func(w world) [][]any{
 		}
 		return sorted(out, desc(1), asc(0))
 	},
+	"In which calls could somebody not be heard?": func(w world) [][]any {
+		rows := w.all("participants", func(r record) bool { return slices.Contains(r["findings"].([]any), any("oneWayAudio")) })
+		out := columns(rows, "conference_id", "user_id", "joined_at", "presence_ms", "findings_evidence")
+		return sorted(out, desc(2), asc(0), asc(1))
+	},
 	"What runs out there? Operating systems and browsers": func(w world) [][]any {
 		var out [][]any
 		for _, group := range grouped(w.views["participants"], func(r record) []any { return []any{r["os"], r["browser"]} }) {
@@ -451,6 +544,14 @@ var checks = map[string]func(w world) [][]any{
 		}
 		return sorted(out, desc(2), asc(0), asc(1))
 	},
+	"How much is kept of each app, and since when?": func(w world) [][]any {
+		calls, first, last := map[any]bool{}, "9999", ""
+		for _, r := range w.views["samples"] {
+			calls[r["conference_uid"]] = true
+			first, last = min(first, r.Text("time")), max(last, r.Text("time"))
+		}
+		return [][]any{{"123456789", len(w.views["samples"]), len(calls), first[:10], last[:10]}}
+	},
 	"One conference: who was there, and how did it go for them?": func(w world) [][]any {
 		rows := w.all("participants", demoRoom)
 		slices.SortFunc(rows, func(a, b record) int {
@@ -516,6 +617,39 @@ var checks = map[string]func(w world) [][]any{
 		}
 		return out
 	},
+	"One conference: its pre-call tests": func(w world) [][]any {
+		var out [][]any
+		for _, m := range recorded("precall", "preCallTestAssociate") { // from the recording itself
+			for _, id := range m["ids"].([]any) {
+				for _, r := range recorded("precall", "preCallTestResults") {
+					if results := r["results"].(map[string]any); results["id"] == id {
+						row := w.all("precall_tests", func(r record) bool { return r["test_id"] == id })[0]
+						out = append(out, []any{m["localID"], id, results["status"], row["rtt_median_ms"], row["fraction_lost"], row["throughput_kbps"]})
+					}
+				}
+			}
+		}
+		if len(out) != w.want["precall"].PrecallWithoutConference {
+			return [][]any{{"the number of pre-call tests is wrong"}}
+		}
+		return sorted(out, asc(0), asc(1))
+	},
+	"One conference: real names": func(w world) [][]any {
+		names := map[string]any{}
+		for _, m := range recorded("precall", "userJoined") {
+			if m["userName"] != nil {
+				names[m["localID"].(string)] = m["userName"]
+			}
+		}
+		var out [][]any
+		for _, p := range w.want["precall"].Conferences[0].Participants {
+			out = append(out, []any{p.User, w.participant("precall-room", p.User)["alias"], names[p.User]})
+		}
+		if len(names) == 0 {
+			return [][]any{{"the recording has no real name"}}
+		}
+		return sorted(out, asc(0))
+	},
 	"One user's history": func(w world) [][]any {
 		rows := w.all("participants", func(r record) bool { return r.Text("user_id") == "alice@example.test" })
 		slices.SortFunc(rows, func(a, b record) int { return cmp.Compare(b.Text("joined_at"), a.Text("joined_at")) })
@@ -531,6 +665,36 @@ func demoRoom(r record) bool { return r.Text("conference_id") == "Demo room / 1"
 
 func (w world) conference(id string) record {
 	return w.all("conferences", func(r record) bool { return r.Text("conference_id") == id })[0]
+}
+
+// fabric finds a connection by the id that its client gave it, which no two of a recording share.
+func (w world) fabric(conference, connection string) record {
+	found := w.all("fabrics", func(r record) bool {
+		return r.Text("conference_id") == conference && r.Text("connection_id") == connection
+	})
+	if len(found) != 1 {
+		return record{}
+	}
+	return found[0]
+}
+
+// recorded gives the messages of one type that a capture's clients posted.
+func recorded(capture, eventType string) []map[string]any {
+	text, err := os.ReadFile(filepath.Join("..", "captures", capture+".jsonl"))
+	if err != nil {
+		panic(err)
+	}
+	var all []map[string]any
+	for line := range strings.Lines(string(text)) {
+		var exchange struct {
+			Body string `json:"body"`
+		}
+		var body map[string]any
+		if json.Unmarshal([]byte(line), &exchange) == nil && json.Unmarshal([]byte(exchange.Body), &body) == nil && body["eventType"] == eventType {
+			all = append(all, body)
+		}
+	}
+	return all
 }
 
 func (w world) participant(conference, user string) record {

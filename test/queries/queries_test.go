@@ -63,6 +63,7 @@ type expectation struct {
 		Fabrics []struct {
 			User                   string   `json:"user"`
 			Remote                 string   `json:"remote"`
+			ConnectionID           string   `json:"connection_id"`
 			Outcome                string   `json:"outcome"`
 			SetupDelayMs           *float64 `json:"setup_delay_ms"`
 			DelaySource            *string  `json:"delay_source"`

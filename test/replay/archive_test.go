@@ -4,12 +4,14 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/callscope/callscope/internal/archive"
 	"github.com/callscope/callscope/internal/replay"
 	"github.com/callscope/callscope/internal/store/storetest"
 	"github.com/callscope/callscope/internal/stream"
+	"github.com/callscope/callscope/internal/stream/streamtest"
 )
 
 func ignore(replay.Progress) {}
@@ -107,6 +109,13 @@ func TestArchive(t *testing.T) {
 	t.Run("import", func(t *testing.T) {
 		if n, err := replay.Import(t.Context(), c.client, a, ignore); !errors.Is(err, replay.ErrNotEmpty) || n != 0 {
 			t.Errorf("importing into topics with records: %d, %v", n, err)
+		}
+		wide := openStreamOf(t, streamtest.StartBroker(t), partitions+1)
+		if err := wide.EnsureTopics(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := replay.Import(t.Context(), wide, a, ignore); err == nil || !strings.Contains(err.Error(), "callscope.raw.v1 has 3 partitions and the archive 2") || n != 0 {
+			t.Errorf("importing into more partitions: %d, %v", n, err)
 		}
 		other := newChain(t)
 		if _, err := replay.Import(t.Context(), other.client, a, ignore); err != nil {

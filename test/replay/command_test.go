@@ -2,8 +2,11 @@ package replay
 
 import (
 	"bytes"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,10 +20,31 @@ import (
 func command(t testing.TB, c *chain, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	args = append(args, "--log-level", "error", "--set", "kafka.brokers="+c.broker, "--set", "clickhouse.addr="+storetest.Addr(t),
+	code = app.Main(withSettings(t, c, storetest.Addr(t), args), strings.NewReader(""), &out, &errs)
+	return code, out.String(), progressLine.ReplaceAllString(errs.String(), "")
+}
+
+// progressLine is what a slow machine shows besides.
+var progressLine = regexp.MustCompile(`(?m)^[a-z_ ]+: \d+ of \d+ records\n`)
+
+func withSettings(t testing.TB, c *chain, engine string, args []string) []string {
+	t.Helper()
+	return append(slices.Clone(args), "--log-level", "error", "--set", "kafka.brokers="+c.broker, "--set", "clickhouse.addr="+engine,
 		"--set", "clickhouse.protocol=http", "--set", "clickhouse.database="+c.store.Database())
-	code = app.Main(args, strings.NewReader(""), &out, &errs)
-	return code, out.String(), errs.String()
+}
+
+// process is callscope in a process of its own against a chain, whose engine is reached at an address.
+func process(t testing.TB, c *chain, engine string, args ...string) (cmd *exec.Cmd, stdout, stderr *bytes.Buffer) {
+	t.Helper()
+	executable, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd = exec.Command(executable, withSettings(t, c, engine, args)...)
+	cmd.Env = append(os.Environ(), commandEnv+"=1")
+	stdout, stderr = &bytes.Buffer{}, &bytes.Buffer{}
+	cmd.Stdout, cmd.Stderr = stdout, stderr
+	return cmd, stdout, stderr
 }
 
 func TestCommands(t *testing.T) {
@@ -36,7 +60,7 @@ func TestCommands(t *testing.T) {
 		stdout string // patterns
 		stderr string
 	}{
-		{"replay --from " + from + " --to " + to + " --dry-run", 0, `(?s)\d+ raw records, 11 conferences of the range\n.*conferences +0 +0 +0.*0 rows differ in total\ndry run: nothing was written\n`, ``},
+		{"replay --from " + from + " --to " + to + " --dry-run", 0, `(?s)\d+ raw records, 13 conferences of the range\n.*conferences +0 +0 +0.*0 rows differ in total\ndry run: nothing was written\n`, ``},
 		{"replay --from " + from + " --to " + to, 0, `(?s).*nothing to write\n`, ``},
 		{"replay --from " + from, 2, ``, `callscope: --to is missing: give a day or a time.*\n`},
 		{"replay --from yesterday --to " + to, 2, ``, `callscope: --from: "yesterday" is neither a day nor a time.*\n`},
@@ -63,8 +87,24 @@ func TestCommands(t *testing.T) {
 	if diff := changed(before, allRows(t, c.store)); diff != "" {
 		t.Error(diff)
 	}
+	// What differs is told by table and by column before it is written; a dry run writes nothing.
+	damage(t, c)
+	damaged := allRows(t, c.store)
+	differences := `(?s)\d+ raw records, \d+ conferences of the range\n.*\nconferences +0 +0 +0 *\n.*\nfabrics +0 +\d+ +0 +rtt_ms \(\d+\)\nstreams +0 +0 +0 *\nsamples +[1-9]\d* +0 +0 *\n.*\nevents +0 +0 +[1-9]\d* *\n.*\n\d+ rows differ in total\n`
+	for _, test := range []struct{ flag, end string }{{"--dry-run", `dry run: nothing was written\n`}, {"", `wrote \d+ rows as generation \d+\n`}} {
+		code, stdout, stderr := command(t, c, strings.Fields("replay --from "+from+" --to "+to+" "+test.flag)...)
+		if code != 0 || !regexp.MustCompile("^"+differences+test.end+"$").MatchString(stdout) || stderr != "" {
+			t.Errorf("%s of damaged tables: exit code %d\n%s%s", test.flag, code, stdout, stderr)
+		}
+		if diff := changed(damaged, allRows(t, c.store)); diff != "" && test.flag != "" {
+			t.Errorf("the dry run wrote: %s", diff)
+		}
+	}
+	if diff := changed(before, allRows(t, c.store)); diff != "" {
+		t.Error(diff)
+	}
 	unmade := &chain{t: t, broker: streamtest.StartBroker(t), store: c.store}
-	if code, _, stderr := command(t, unmade, "import", "--dir", dir); code != 1 || !strings.Contains(stderr, "callscope.raw.v1") {
+	if code, _, stderr := command(t, unmade, "import", "--dir", dir); code != 1 || !regexp.MustCompile(`callscope\.\w+\.v1`).MatchString(stderr) {
 		t.Errorf("importing into a cluster without topics: %d, %s", code, stderr)
 	}
 	unmade.broker = "127.0.0.1:1"

@@ -4,10 +4,12 @@ package replay
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,6 +20,7 @@ import (
 	"github.com/google/uuid"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/callscope/callscope/internal/app"
 	"github.com/callscope/callscope/internal/apps"
 	"github.com/callscope/callscope/internal/store"
 	"github.com/callscope/callscope/internal/store/storetest"
@@ -31,7 +34,15 @@ import (
 	"github.com/callscope/callscope/services/summarizer"
 )
 
-func TestMain(m *testing.M) { storetest.Main(m) }
+// commandEnv makes the test binary be callscope, as cmd/callscope is: a process of its own for signals and memory.
+const commandEnv = "CALLSCOPE_TEST_COMMAND"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(commandEnv) != "" {
+		os.Exit(app.Main(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	}
+	storetest.Main(m)
+}
 
 const (
 	appID      = "123456789"
@@ -59,7 +70,7 @@ func (m *memory) Produce(_ context.Context, _, value []byte) error {
 
 var recorded = sync.OnceValues(func() (map[string][]*callscopev1.Raw, error) {
 	all := map[string][]*callscopev1.Raw{}
-	for _, name := range []string{"mesh3", "two-users-default-config", "two-users-hs256", "failed-setup", "precall", "event-errors"} {
+	for _, name := range []string{"mesh3", "two-users-default-config", "two-users-hs256", "failed-setup", "precall", "event-errors", "no-submission-interval"} {
 		records, err := playOne("../captures/" + name + ".jsonl")
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
@@ -75,11 +86,11 @@ func playOne(path string) ([]*callscopev1.Raw, error) {
 	if err != nil {
 		return nil, err
 	}
-	app, err := apps.New(apps.Config{ID: appID, Name: "demo", Secrets: []string{"synthetic-app-secret-01"}})
+	demo, err := apps.New(apps.Config{ID: appID, Name: "demo", Secrets: []string{"synthetic-app-secret-01"}})
 	if err != nil {
 		return nil, err
 	}
-	registry, err := apps.NewStatic(app)
+	registry, err := apps.NewStatic(demo)
 	if err != nil {
 		return nil, err
 	}
@@ -116,9 +127,38 @@ type calls struct {
 	outage  [2]time.Time // no ticks in between
 }
 
+// timed is a message of a recorded call, and what becomes of it: a million of them fit into memory.
 type timed struct {
-	ms  int64
-	raw *callscopev1.Raw
+	ms              int64
+	recorded        *callscopev1.Raw
+	n               uint32
+	app, conference string // "" for as recorded
+}
+
+func (m timed) raw() *callscopev1.Raw {
+	raw := proto.Clone(m.recorded).(*callscopev1.Raw)
+	raw.Uid = uid(m.n)
+	shift := m.ms - raw.Observed.ReceivedAtMs
+	raw.Observed.ReceivedAtMs = m.ms
+	if raw.Claimed.GetTimeMs() != 0 {
+		raw.Claimed.TimeMs += float64(shift)
+	}
+	raw.Observed.ContentHash = append(raw.Uid[:4:4], raw.Observed.ContentHash...)
+	if m.app != "" {
+		raw.Observed.AppId = m.app
+	}
+	if m.conference != "" && raw.Claimed.GetConferenceId() != "" {
+		raw.Claimed.ConferenceId = m.conference
+	}
+	return raw
+}
+
+func (m timed) key() []byte {
+	app, conference := cmp.Or(m.app, m.recorded.Observed.AppId), m.recorded.Claimed.GetConferenceId()
+	if conference == "" {
+		return []byte(app + "\x00\x00" + m.recorded.Claimed.GetUserId())
+	}
+	return []byte(app + "\x00" + cmp.Or(m.conference, conference))
 }
 
 // at is the test's day: what the store's time to live keeps.
@@ -130,50 +170,68 @@ var day = time.Now().UTC().Add(-24 * time.Hour).Truncate(24 * time.Hour)
 
 func (c *calls) uid() []byte {
 	c.n++
+	return uid(c.n)
+}
+
+func uid(n uint32) []byte {
 	u := uuid.UUID{6: 0x70, 8: 0x80}
-	binary.BigEndian.PutUint32(u[:], c.n)
+	binary.BigEndian.PutUint32(u[:], n)
 	return u[:]
 }
 
 // add puts a recorded call into the log, from begin on, with its messages spread evenly over a duration.
 func (c *calls) add(name, conference string, begin time.Time, duration time.Duration) {
 	c.t.Helper()
+	c.addTo("", name, conference, begin, duration)
+}
+
+// addHeld is add for a call that is silent in its middle, as one on hold is, while its machines sleep.
+func (c *calls) addHeld(name, conference string, begin time.Time, duration, hold time.Duration) {
+	c.t.Helper()
+	messages := messagesOf(c.t, name)
+	for i, m := range messages {
+		ms := begin.UnixMilli() + int64(i)*duration.Milliseconds()/int64(len(messages))
+		if i >= len(messages)/2 {
+			ms += hold.Milliseconds()
+		}
+		c.put(ms, m, "", conference)
+	}
+}
+
+// addTo is add for another app than the recorded one.
+func (c *calls) addTo(app, name, conference string, begin time.Time, duration time.Duration) {
+	c.t.Helper()
+	messages := messagesOf(c.t, name)
+	for i, m := range messages {
+		ms := begin.UnixMilli() + int64(i)*duration.Milliseconds()/int64(len(messages))
+		c.put(ms, m, app, conference)
+	}
+}
+
+func messagesOf(t testing.TB, name string) []*callscopev1.Raw {
+	t.Helper()
 	all, err := recorded()
 	if err != nil {
-		c.t.Fatal(err)
+		t.Fatal(err)
 	}
-	messages := all[name]
-	if len(messages) == 0 {
-		c.t.Fatalf("recording %s gave no message", name)
+	if len(all[name]) == 0 {
+		t.Fatalf("recording %s gave no message", name)
 	}
-	for i, m := range messages {
-		raw := proto.Clone(m).(*callscopev1.Raw)
-		raw.Uid = c.uid()
-		ms := begin.UnixMilli() + int64(i)*duration.Milliseconds()/int64(len(messages))
-		shift := ms - raw.Observed.ReceivedAtMs
-		raw.Observed.ReceivedAtMs = ms
-		if raw.Claimed.GetTimeMs() != 0 {
-			raw.Claimed.TimeMs += float64(shift)
-		}
-		raw.Observed.ContentHash = append(raw.Uid[:4:4], raw.Observed.ContentHash...)
-		if raw.Claimed.GetConferenceId() != "" {
-			raw.Claimed.ConferenceId = conference
-		}
-		c.put(ms, raw)
-	}
+	return all[name]
 }
 
-func (c *calls) put(ms int64, raw *callscopev1.Raw) {
-	p := stream.PartitionOf(rawKey(raw), partitions)
-	c.records[p] = append(c.records[p], timed{ms, raw})
+func (c *calls) put(ms int64, recorded *callscopev1.Raw, app, conference string) {
+	c.n++
+	m := timed{ms, recorded, c.n, app, conference}
+	p := stream.PartitionOf(m.key(), partitions)
+	c.records[p] = append(c.records[p], m)
 }
 
-func rawKey(raw *callscopev1.Raw) []byte {
-	conference := raw.Claimed.GetConferenceId()
-	if conference == "" {
-		return []byte(raw.Observed.AppId + "\x00\x00" + raw.Claimed.GetUserId())
+func (c *calls) size() (n int) {
+	for _, list := range c.records {
+		n += len(list)
 	}
-	return []byte(raw.Observed.AppId + "\x00" + conference)
+	return n
 }
 
 // write appends everything to the raw topic, with a tick for each second up to end.
@@ -184,12 +242,23 @@ func (c *calls) write(client *stream.Client, end time.Time) {
 		slices.SortStableFunc(list, func(a, b timed) int { return int(a.ms - b.ms) })
 		ticker := c.uid()
 		var out []stream.Record
+		flush := func() {
+			if len(out) == 0 {
+				return
+			}
+			if _, err := client.Append(c.t.Context(), stream.TopicRaw, int32(p), out); err != nil {
+				c.t.Fatal(err)
+			}
+			out = out[:0]
+		}
 		add := func(ms int64, key []byte, raw *callscopev1.Raw) {
 			value, err := raw.MarshalVT()
 			if err != nil {
 				c.t.Fatal(err)
 			}
-			out = append(out, stream.Record{Key: key, Value: value, Time: time.UnixMilli(ms)})
+			if out = append(out, stream.Record{Key: key, Value: value, Time: time.UnixMilli(ms)}); len(out) == 500 {
+				flush()
+			}
 		}
 		tick := int64(0)
 		ticks := func(until int64) {
@@ -200,20 +269,16 @@ func (c *calls) write(client *stream.Client, end time.Time) {
 				add(tick, nil, &callscopev1.Raw{Uid: c.uid(), Payload: &callscopev1.Raw_Tick{Tick: &callscopev1.Tick{TickerUid: ticker, MonotonicMs: tick, WallMs: tick}}})
 			}
 		}
-		for _, r := range list {
+		for _, m := range list {
 			if tick == 0 {
-				tick = r.ms - 500
+				tick = m.ms - 500
 			}
-			ticks(r.ms)
-			add(r.ms, rawKey(r.raw), r.raw)
+			ticks(m.ms)
+			add(m.ms, m.key(), m.raw())
 		}
 		ticks(end.UnixMilli())
+		flush()
 		c.records[p] = nil
-		for chunk := range slices.Chunk(out, 500) {
-			if _, err := client.Append(c.t.Context(), stream.TopicRaw, int32(p), chunk); err != nil {
-				c.t.Fatal(err)
-			}
-		}
 	}
 }
 
@@ -227,7 +292,11 @@ type chain struct {
 
 func newChain(t testing.TB) *chain {
 	t.Helper()
-	broker := streamtest.StartBroker(t)
+	return newChainOn(t, streamtest.StartBroker(t))
+}
+
+func newChainOn(t testing.TB, broker string) *chain {
+	t.Helper()
 	c := &chain{t: t, broker: broker, client: openStream(t, broker), store: storetest.Engine(t)}
 	if err := c.client.EnsureTopics(t.Context()); err != nil {
 		t.Fatal(err)
@@ -236,6 +305,11 @@ func newChain(t testing.TB) *chain {
 }
 
 func openStream(t testing.TB, addr string) *stream.Client {
+	t.Helper()
+	return openStreamOf(t, addr, partitions)
+}
+
+func openStreamOf(t testing.TB, addr string, partitions int) *stream.Client {
 	t.Helper()
 	client, err := stream.Open(stream.Config{
 		Brokers: []string{addr}, Partitions: partitions, SessionTimeout: time.Second, RebalanceTimeout: 2 * time.Second, HeartbeatInterval: 200 * time.Millisecond,
@@ -249,6 +323,14 @@ func openStream(t testing.TB, addr string) *stream.Client {
 
 // live runs enricher, summarizer and sink until everything that the raw topic holds is in the store.
 func (c *chain) live() {
+	c.t.Helper()
+	stop := c.start()
+	defer stop()
+	c.settle()
+}
+
+// start runs enricher, summarizer and sink until stop is called.
+func (c *chain) start() (stop func()) {
 	c.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	s, err := sink.New(sink.Config{MaxWait: 20 * time.Millisecond}, c.client, c.store, quiet, nil)
@@ -267,7 +349,12 @@ func (c *chain) live() {
 			}
 		})
 	}
-	defer func() { cancel(); group.Wait() }()
+	return func() { cancel(); group.Wait() }
+}
+
+// settle waits until everything that the raw topic holds now is in the store.
+func (c *chain) settle() {
+	c.t.Helper()
 	for _, consumer := range []struct {
 		group  string
 		topics []string
@@ -277,8 +364,8 @@ func (c *chain) live() {
 	} {
 		// While a call is open the log never ends: what counts is what was there when the stage before was done.
 		var ends []stream.PartitionLag
-		streamtest.Eventually(c.t, 10*time.Minute, func() string {
-			lags, err := c.client.Lag(ctx, consumer.group, consumer.topics)
+		streamtest.Eventually(c.t, 30*time.Minute, func() string {
+			lags, err := c.client.Lag(c.t.Context(), consumer.group, consumer.topics)
 			if err != nil {
 				return err.Error()
 			}
@@ -308,6 +395,17 @@ func rows(t testing.TB, s *store.Store, tables ...string) string {
 }
 
 func allRows(t testing.TB, s *store.Store) string { return rows(t, s, store.TableNames()...) }
+
+// checksums stands for allRows where there are too many: a line for each table with the number of its rows and a sum over
+// all that they say.
+func checksums(t testing.TB, s *store.Store) string {
+	t.Helper()
+	var out bytes.Buffer
+	for _, table := range store.TableNames() {
+		fmt.Fprintln(&out, table, storetest.Query(t, s, "SELECT count(), sum(cityHash64(toString(tuple(* EXCEPT (src_topic, src_partition, src_offset, src_range_start, version, is_deleted))))) FROM "+table+" FINAL"))
+	}
+	return out.String()
+}
 
 // changed shows the first lines that differ.
 func changed(before, after string) string {

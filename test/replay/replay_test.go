@@ -1,9 +1,6 @@
 package replay
 
 import (
-	"fmt"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
@@ -26,6 +23,7 @@ func someCalls(t testing.TB) *calls {
 	c.add("mesh3", "outage", at(16), 3*time.Minute)
 	c.outage = [2]time.Time{at(16.5), at(18)}
 	c.add("two-users-hs256", "slow", at(11), 30*time.Minute)
+	c.addHeld("two-users-hs256", "hold", at(13), 2*time.Minute, 20*time.Minute)
 	return c
 }
 
@@ -72,38 +70,5 @@ func TestSameCodeChangesNothing(t *testing.T) {
 	}
 	if diff := changed(before, allRows(t, c.store)); diff != "" {
 		t.Error(diff)
-	}
-}
-
-// TestVolume replays many records; CALLSCOPE_REPLAY_RECORDS says how many.
-func TestVolume(t *testing.T) {
-	wanted := 20_000
-	if text := os.Getenv("CALLSCOPE_REPLAY_RECORDS"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		wanted = n
-	}
-	c := newChain(t)
-	log := &calls{t: t}
-	for i := 0; len(log.records[0])+len(log.records[1]) < wanted; i++ {
-		log.add("mesh3", fmt.Sprintf("volume-%d", i), at(float64(i%600)/20), 4*time.Minute)
-	}
-	log.write(c.client, at(60))
-	began := time.Now()
-	c.live()
-	live := time.Since(began)
-	began = time.Now()
-	report := run(t, c, config(-10, 100))
-	if report.Rows() != 0 || report.Open != 0 || report.Records < int64(wanted) {
-		t.Errorf("%+v", report)
-	}
-	t.Logf("%d raw records, %d conferences: live stages %s, replay %s", report.Records, report.Conferences, live, time.Since(began))
-	cfg := config(0, 20)
-	cfg.NewSummarizer = doubledDelays
-	affected := count(t, c.store, fmt.Sprintf("fabrics_rows FINAL WHERE setup_delay_ms > 0 AND conference_started_at < fromUnixTimestamp64Milli(%d)", at(20).UnixMilli()))
-	if report := run(t, c, cfg); report.Rows() != affected || affected == 0 {
-		t.Errorf("a changed constant changes %d rows, want %d", report.Rows(), affected)
 	}
 }

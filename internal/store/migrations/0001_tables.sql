@@ -5,7 +5,8 @@
 -- is_deleted = 1 in a newer version takes a row away. The partition and every part of the sorting key are constant for a
 -- row, which is what lets the views merge each partition alone (do_not_merge_across_partitions_select_final).
 -- The day comes early in the sorting key: new parts then overlap old ones little, and a time range reads few granules.
--- A single conference is found through the bloom filters. No part of a sorting key is Nullable: with one, FINAL would
+-- A single conference is found through the bloom filters; granules are small where a table has few or long rows, so that
+-- such a look-up reads little of it, and filters are exact enough that they seldom name a wrong one. No part of a sorting key is Nullable: with one, FINAL would
 -- read whole partitions whatever a skip index has found (measured with EXPLAIN indexes = 1 on 26.7).
 -- src_* say which record a row came from and where the sink's range began; only the sink reads them.
 -- A line that holds nothing but a semicolon ends a statement.
@@ -70,8 +71,8 @@ CREATE TABLE IF NOT EXISTS {database}.conferences_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
-    INDEX conference_id_index conference_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.001) GRANULARITY 1
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(started_at)
@@ -195,8 +196,8 @@ CREATE TABLE IF NOT EXISTS {database}.participants_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
-    INDEX conference_id_index conference_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1,
     INDEX joined_at_index joined_at TYPE minmax GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
@@ -255,8 +256,8 @@ CREATE TABLE IF NOT EXISTS {database}.fabrics_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
-    INDEX conference_id_index conference_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1,
     INDEX started_at_index started_at TYPE minmax GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
@@ -348,8 +349,8 @@ CREATE TABLE IF NOT EXISTS {database}.streams_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
-    INDEX conference_id_index conference_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1,
     INDEX started_at_index started_at TYPE minmax GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
@@ -405,8 +406,10 @@ CREATE TABLE IF NOT EXISTS {database}.samples_rows {on_cluster}
     source_frame_rate Nullable(Float64),
     source_frame_height Nullable(Float64),
     reset Bool,
+    silence LowCardinality(Nullable(String)),
     audio_mos Nullable(Float64),
-    video_score Nullable(Float64),
+    audio_delay_penalty Nullable(Float64),
+    audio_loss_penalty Nullable(Float64),
     logic_version UInt32,
     record_uid UUID,
     idx UInt16,
@@ -416,8 +419,8 @@ CREATE TABLE IF NOT EXISTS {database}.samples_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
-    INDEX conference_id_index conference_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1,
     INDEX time_index time TYPE minmax GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
@@ -461,8 +464,8 @@ CREATE TABLE IF NOT EXISTS {database}.fabric_samples_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
-    INDEX conference_id_index conference_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1,
     INDEX time_index time TYPE minmax GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
@@ -501,8 +504,8 @@ CREATE TABLE IF NOT EXISTS {database}.events_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
-    INDEX conference_id_index conference_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1,
     INDEX time_index time TYPE minmax GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
@@ -536,14 +539,14 @@ CREATE TABLE IF NOT EXISTS {database}.feedback_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
-    INDEX conference_id_index conference_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1,
     INDEX time_index time TYPE minmax GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
 ORDER BY (app_id, toDate(received_at), conference_id, received_at, record_uid, idx)
-SETTINGS {deduplication}, index_granularity = 1024
+SETTINGS {deduplication}, index_granularity = 64
 COMMENT 'Behind the view feedback.'
 ;
 
@@ -580,14 +583,14 @@ CREATE TABLE IF NOT EXISTS {database}.failures_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
-    INDEX conference_id_index conference_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.001) GRANULARITY 1,
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1,
     INDEX time_index time TYPE minmax GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
 ORDER BY (app_id, toDate(received_at), conference_id, received_at, record_uid, idx)
-SETTINGS {deduplication}, index_granularity = 256
+SETTINGS {deduplication}, index_granularity = 32
 COMMENT 'Behind the view failures.'
 ;
 
@@ -627,12 +630,13 @@ CREATE TABLE IF NOT EXISTS {database}.precall_tests_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
+    INDEX test_id_index test_id TYPE bloom_filter(0.0001) GRANULARITY 1,
     INDEX time_index time TYPE minmax GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
-ORDER BY (app_id, toDate(received_at), record_uid, idx)
-SETTINGS {deduplication}, index_granularity = 1024
+ORDER BY (app_id, toDate(received_at), received_at, record_uid, idx)
+SETTINGS {deduplication}, index_granularity = 32
 COMMENT 'Behind the view precall_tests.'
 ;
 
@@ -651,12 +655,15 @@ CREATE TABLE IF NOT EXISTS {database}.precall_associations_rows {on_cluster}
     src_offset Int64,
     src_range_start Int64,
     version UInt64,
-    is_deleted UInt8
+    is_deleted UInt8,
+    INDEX test_id_index test_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
-ORDER BY (app_id, test_id, received_at, record_uid, idx)
-SETTINGS {deduplication}, index_granularity = 1024
+ORDER BY (app_id, toDate(received_at), test_id, received_at, record_uid, idx)
+SETTINGS {deduplication}, index_granularity = 32
 COMMENT 'Which conference each pre-call test was associated with, behind the view precall_tests.'
 ;
 
@@ -676,8 +683,8 @@ CREATE TABLE IF NOT EXISTS {database}.participant_names_rows {on_cluster}
     src_range_start Int64,
     version UInt64,
     is_deleted UInt8,
-    INDEX conference_id_index conference_id TYPE bloom_filter(0.001) GRANULARITY 1,
-    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.001) GRANULARITY 1
+    INDEX conference_id_index conference_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX conference_uid_index conference_uid TYPE bloom_filter(0.0001) GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(conference_started_at)

@@ -606,8 +606,10 @@ CREATE OR REPLACE VIEW {database}.samples {on_cluster}
     source_frame_rate Nullable(Float64) COMMENT 'Frames per second. Of the camera or screen behind an outbound video; NULL: unknown.',
     source_frame_height Nullable(Float64) COMMENT 'Pixels. Height of the camera or screen behind an outbound video; NULL: unknown.',
     reset Bool COMMENT 'true or false. Counters ran backwards or the object was made anew: values that need a difference are NULL.',
+    silence Nullable(String) COMMENT 'muted, paused or held. What its sender, or for held the fabric, had switched off on purpose in any part of the interval, from the events; it is not scored then; NULL: nothing.',
     audio_mos Nullable(Float64) COMMENT 'MOS, 1 to 5. Audio score of the interval; NULL: not computed, muted, held or without packets.',
-    video_score Nullable(Float64) COMMENT 'Score, 1 to 5. Video score of the interval; NULL: not computed, paused, held or without packets.',
+    audio_delay_penalty Nullable(Float64) COMMENT 'Points of R of the E-model, 0 to 100. What audio_mos lost to delay (E-model Idd); NULL: without audio_mos.',
+    audio_loss_penalty Nullable(Float64) COMMENT 'Points of R of the E-model, 0 to 100. What audio_mos lost to loss (E-model Ie,eff); NULL: without audio_mos.',
     label Nullable(String) COMMENT 'excellent, fair or bad. Bad: audio_mos below 3.5, loss above 0.05, jitter_ms above 100 or rtt_ms above 300; fair: audio_mos below 4, loss above 0.01, jitter_ms above 30 or rtt_ms above 150; NULL: none of them is known.'
 )
 AS
@@ -656,8 +658,10 @@ SELECT
     source_frame_rate,
     source_frame_height,
     reset,
+    silence,
     audio_mos,
-    video_score,
+    audio_delay_penalty,
+    audio_loss_penalty,
     multiIf(
         ifNull(audio_mos < 3.5, 0) OR ifNull(loss > 0.05, 0) OR ifNull(jitter_ms > 100, 0) OR ifNull(rtt_ms > 300, 0), 'bad',
         ifNull(audio_mos < 4, 0) OR ifNull(loss > 0.01, 0) OR ifNull(jitter_ms > 30, 0) OR ifNull(rtt_ms > 150, 0), 'fair',
@@ -927,8 +931,28 @@ LEFT JOIN
     WHERE test_id != ''
     GROUP BY app_id, test_id
 ) AS associated ON associated.app_id = tests.app_id AND associated.test_id = tests.test_id
-SETTINGS join_use_nulls = 0, do_not_merge_across_partitions_select_final = 1
+SETTINGS join_use_nulls = 0, do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final = 1, use_skip_indexes_if_final_exact_mode = 1
 COMMENT 'One row for each pre-call test result.'
+;
+
+CREATE OR REPLACE VIEW {database}.precall_associations {on_cluster}
+(
+    app_id String COMMENT 'Text. AppID, a decimal number as text.',
+    conference_id String COMMENT 'Text. Conference that the preCallTestAssociate message named.',
+    conference_uid Nullable(UUID) COMMENT 'Id. UUIDv5 of app_id, conference_id and the uid of the message that began this conference. NULL: no conference was known.',
+    test_id String COMMENT 'Text. Id of the pre-call test result, as precall_tests has it.',
+    received_at DateTime64(3, 'UTC') COMMENT 'Time, UTC. Gateway receive time of the message.'
+)
+AS
+SELECT
+    app_id,
+    conference_id,
+    conference_uid,
+    test_id,
+    received_at
+FROM {database}.precall_associations_rows FINAL
+SETTINGS do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final = 1, use_skip_indexes_if_final_exact_mode = 1
+COMMENT 'One row for each pre-call test that a preCallTestAssociate message named. Finds the tests of one conference: precall_tests by its own conference columns reads all tests.'
 ;
 
 CREATE OR REPLACE VIEW {database}.participants_named {on_cluster}
@@ -959,10 +983,10 @@ SELECT
 FROM {database}.participants_rows AS participants FINAL
 LEFT JOIN
 (
-    SELECT app_id, conference_uid, participant_uid, user_name
+    SELECT app_id, conference_id, conference_uid, participant_uid, user_name
     FROM {database}.participant_names_rows FINAL
-) AS names ON names.app_id = participants.app_id AND names.conference_uid = participants.conference_uid AND names.participant_uid = participants.participant_uid
-SETTINGS join_use_nulls = 0, do_not_merge_across_partitions_select_final = 1
+) AS names ON names.app_id = participants.app_id AND names.conference_id = participants.conference_id AND names.conference_uid = participants.conference_uid AND names.participant_uid = participants.participant_uid
+SETTINGS join_use_nulls = 0, do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final = 1, use_skip_indexes_if_final_exact_mode = 1
 COMMENT 'Participants with their real names, for roles that may read them.'
 ;
 
