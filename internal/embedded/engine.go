@@ -172,7 +172,9 @@ func (e *Engine) start(library, dir string) (*session, error) {
 	if len(restored) > 0 {
 		e.log.Debug("signal handlers put back after the library loaded", "signals", fmt.Sprint(restored))
 	}
-	e.args = []string{"--path=" + dir}
+	// The setting lets what one side of a join leaves over prune, by index, what
+	// is read of the other: so the pre-call tests of one conference are found.
+	e.args = []string{"--path=" + dir, "--enable_join_runtime_filters_index_analysis=1"}
 	err = first.query("SELECT version(), timezone()", "TabSeparatedRaw", nil, func(out []byte, _ statistics) error {
 		fields := strings.Split(strings.TrimSpace(string(out)), "\t")
 		if len(fields) != 2 {

@@ -63,7 +63,8 @@ var idColumns = []string{"user_id", "remote_id", "connection_id", "owner_user_id
 var keyColumns = map[string][]string{
 	"conferences_rows": {"conference_id"}, "participants_rows": {"conference_id"}, "participant_names_rows": {"conference_id"}, "fabrics_rows": {"conference_id"},
 	"streams_rows": {"conference_id"}, "samples_rows": {"conference_id"}, "fabric_samples_rows": {"conference_id"}, "events_rows": {"conference_id"},
-	"feedback_rows": {"conference_id"}, "failures_rows": {"conference_id"}, "precall_associations_rows": {"test_id"},
+	"feedback_rows": {"conference_id"}, "failures_rows": {"conference_id"}, "precall_tests_rows": {"test_id", "user_id"},
+	"precall_associations_rows": {"test_id"},
 }
 
 func (t *table) textColumns() (plain, key []string) {
@@ -176,11 +177,14 @@ func (e Erasure) ofPeer(t *table) string {
 	return "remote_id IN (" + literals(e.texts()) + ")"
 }
 
-// assignments say what each column of a table becomes.
-func (e Erasure) assignments(t *table, devices, names []string) []string {
+// rewritten says, as expressions, what the columns of a table become.
+func (e Erasure) rewritten(t *table, devices, names []string) map[string]string {
 	own, peer := e.ofUser(t), e.ofPeer(t)
-	plain, _ := t.textColumns()
-	var list []string
+	plain, key := t.textColumns()
+	values := map[string]string{}
+	for _, column := range key {
+		values[column] = e.replaced(column)
+	}
 	for _, column := range plain {
 		other := e.replaced(column)
 		value := other
@@ -210,9 +214,9 @@ func (e Erasure) assignments(t *table, devices, names []string) []string {
 		case slices.Contains([]string{"message", "stack", "comment"}, column):
 			value = fmt.Sprintf("if(%s, '', %s)", own, other)
 		}
-		list = append(list, column+" = "+value)
+		values[column] = value
 	}
-	return list
+	return values
 }
 
 // nameOf is the condition that a row of the table of real names is of one of these participants.
@@ -274,15 +278,21 @@ func (s *Store) eraseTable(ctx context.Context, e Erasure, t *table, devices, na
 	if err != nil || rows == 0 || dryRun {
 		return rows, err
 	}
-	if err := s.moveKeys(ctx, e, t); err != nil {
+	values := e.rewritten(t, devices, names)
+	if err := s.moveKeys(ctx, e, t, values); err != nil {
 		return 0, err
 	}
-	sql := s.cfg.render(fmt.Sprintf("ALTER TABLE %s {on_cluster} UPDATE %s WHERE %s", full, strings.Join(e.assignments(t, devices, names), ", "), where))
+	plain, _ := t.textColumns()
+	for i, column := range plain {
+		plain[i] = column + " = " + values[column]
+	}
+	sql := s.cfg.render(fmt.Sprintf("ALTER TABLE %s {on_cluster} UPDATE %s WHERE %s", full, strings.Join(plain, ", "), where))
 	return rows, s.mutate(ctx, "rewriting "+t.name, sql)
 }
 
-// moveKeys writes rows anew whose sorting key names the user, and deletes the old ones. Between the two both are seen.
-func (s *Store) moveKeys(ctx context.Context, e Erasure, t *table) error {
+// moveKeys writes rows anew, rewritten, whose sorting key names the user, and deletes the old ones. Between the two both
+// are seen.
+func (s *Store) moveKeys(ctx context.Context, e Erasure, t *table, rewritten map[string]string) error {
 	_, key := t.textColumns()
 	var stand []string
 	for _, column := range key {
@@ -300,8 +310,8 @@ func (s *Store) moveKeys(ctx context.Context, e Erasure, t *table) error {
 	var names, values []string
 	for _, c := range t.columns {
 		names = append(names, c.name)
-		if slices.Contains(key, c.name) {
-			values = append(values, e.replaced(c.name))
+		if value, ok := rewritten[c.name]; ok {
+			values = append(values, value)
 		} else {
 			values = append(values, c.name)
 		}

@@ -170,6 +170,9 @@ func TestErase(t *testing.T) {
 			if got := storetest.Query(t, s, "SELECT message, local_sdp, device_id FROM failures_rows WHERE record_uid = '00000000-0000-4000-8000-000000000004'")[0]; got[0] != "" || got[1] != nil || got[2] != "gone-70686f6e" {
 				t.Errorf("his failure says %v", got)
 			}
+			if got := storetest.Query(t, s, "SELECT results, device_id FROM precall_tests_rows WHERE record_uid = '00000000-0000-4000-8000-000000000004'"); len(got) != 1 || got[0][0] != "{}" || got[0][1] != "gone-70686f6e" {
+				t.Errorf("his pre-call test says %v", got)
+			}
 			if got := storetest.Query(t, s, "SELECT message, local_sdp FROM failures_rows WHERE record_uid = '00000000-0000-4000-8000-000000000003'")[0]; got[0] != "bob" || got[1] != "bob" {
 				t.Errorf("somebody else's failure says %v", got)
 			}

@@ -29,7 +29,6 @@ var viewOrder = []struct{ name, time, retention string }{
 	{"failures", "time", "failures_days"},
 	{"feedback", "time", "feedback_days"},
 	{"precall_tests", "time", "precall_days"},
-	{"precall_associations", "received_at", "precall_days"},
 	{"apps_usage", "day", "summaries_days"},
 }
 

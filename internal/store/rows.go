@@ -427,7 +427,7 @@ type PrecallTestRow struct {
 type PrecallAssociationRow struct {
 	AppID         string     `ch:"app_id"`
 	TestID        string     `ch:"test_id"`
-	ConferenceID  string     `ch:"conference_id"`
+	ConferenceID  *string    `ch:"conference_id"` // never NULL; the view shows the column as it is stored
 	ConferenceUID *uuid.UUID `ch:"conference_uid"`
 	ReceivedAt    Time       `ch:"received_at"`
 	RecordKey

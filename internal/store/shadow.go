@@ -51,7 +51,7 @@ var keys = map[string][]string{
 	"events_rows":               {"app_id", "conference_id", "received_at", "record_uid", "idx"},
 	"feedback_rows":             {"app_id", "conference_id", "received_at", "record_uid", "idx"},
 	"failures_rows":             {"app_id", "conference_id", "received_at", "record_uid", "idx"},
-	"precall_tests_rows":        {"app_id", "received_at", "record_uid", "idx"},
+	"precall_tests_rows":        {"app_id", "received_at", "record_uid", "idx", "time", "test_id", "user_id"},
 	"precall_associations_rows": {"app_id", "test_id", "received_at", "record_uid", "idx"},
 }
 

@@ -35,10 +35,9 @@ var promised = map[string]string{
 	"feedback": `app_id conference_id conference_uid participant_uid user_id device_id time overall audio video screen comment`,
 	"failures": `app_id conference_id conference_uid participant_uid user_id device_id fabric_uid connection_id remote_id
 		time function reason delay_ms name message stack is_log truncated local_sdp remote_sdp`,
-	"precall_tests":        `app_id conference_id conference_uid user_id`,
-	"precall_associations": `app_id conference_id conference_uid test_id`,
-	"apps_usage":           `app_id conferences participants participant_minutes`,
-	"participants_named":   `app_id conference_id conference_uid participant_uid user_id user_name alias`,
+	"precall_tests":      `app_id conference_id conference_uid user_id`,
+	"apps_usage":         `app_id conferences participants participant_minutes`,
+	"participants_named": `app_id conference_id conference_uid participant_uid user_id user_name alias`,
 }
 
 func TestPromisedColumns(t *testing.T) {
@@ -92,11 +91,19 @@ func TestJoinedViews(t *testing.T) {
 	test := func(n byte, id string) store.PrecallTestRow {
 		return store.PrecallTestRow{AppID: "1", TestID: id, UserID: "ann", Time: day, ReceivedAt: day, Status: "success", RTTMedianMs: ptr(20.0), RecordKey: store.RecordKey{RecordUID: uid(n)}}
 	}
-	put("t", []store.PrecallTestRow{test(1, "t-1"), test(2, "t-2"), test(3, "")}, "precall_tests_rows")
+	put("t", []store.PrecallTestRow{test(1, "t-1"), test(2, "t-2"), test(3, ""), test(4, "t-4"), test(5, "t-5")}, "precall_tests_rows")
+	// What a replay writes: another value, another time, a test that is none.
+	changed, moved, none := test(1, "t-1"), test(5, "t-5"), test(4, "t-4")
+	movedAway := moved
+	changed.RTTMedianMs, changed.Version = ptr(30.0), 1
+	moved.Time, moved.Version = day+5, 1
+	movedAway.Version, movedAway.IsDeleted = 1, 1
+	none.Version, none.IsDeleted = 1, 1
+	put("t2", []store.PrecallTestRow{changed, moved, movedAway, none}, "precall_tests_rows")
 	association := func(n byte, id string, c store.ConferenceRow, at store.Time) store.PrecallAssociationRow {
-		return store.PrecallAssociationRow{AppID: "1", TestID: id, ConferenceID: c.ConferenceID, ConferenceUID: ptr(c.ConferenceUID), ReceivedAt: at, RecordKey: store.RecordKey{RecordUID: uid(n)}}
+		return store.PrecallAssociationRow{AppID: "1", TestID: id, ConferenceID: ptr(c.ConferenceID), ConferenceUID: ptr(c.ConferenceUID), ReceivedAt: at, RecordKey: store.RecordKey{RecordUID: uid(n)}}
 	}
-	put("a", []store.PrecallAssociationRow{association(1, "t-1", one, day+1), association(2, "t-1", two, day+2), association(3, "other", one, day)}, "precall_associations_rows")
+	put("a", []store.PrecallAssociationRow{association(1, "t-1", one, day+1), association(2, "t-1", two, day+2), association(4, "t-1", two, day+3), association(3, "other", one, day)}, "precall_associations_rows")
 
 	for _, check := range []struct {
 		sql  string
@@ -109,9 +116,17 @@ func TestJoinedViews(t *testing.T) {
 		{"SELECT conference_id, user_id, alias, user_name FROM participants_named ORDER BY conference_id, user_id", [][]any{
 			{"room-1", "ann", "A.", "Ann Example"}, {"room-1", "bob", "", nil}, {"room-2", "ann", "", nil}, {"room-3", "ann", "", nil},
 		}},
-		{"SELECT test_id, conference_id, conference_uid, status, rtt_median_ms, rtt_average_ms FROM precall_tests ORDER BY test_id", [][]any{
-			{"", nil, nil, "success", 20.0, nil}, {"t-1", "room-2", uid(2), "success", 20.0, nil}, {"t-2", nil, nil, "success", 20.0, nil},
+		{"SELECT test_id, conference_id, conference_uid, status, rtt_median_ms, rtt_average_ms FROM precall_tests ORDER BY test_id, conference_id", [][]any{
+			{"", nil, nil, "success", 20.0, nil}, {"t-1", "room-1", uid(1), "success", 30.0, nil}, {"t-1", "room-2", uid(2), "success", 30.0, nil},
+			{"t-2", nil, nil, "success", 20.0, nil}, {"t-5", nil, nil, "success", 20.0, nil},
 		}},
+		// The filters reach the table behind the newest versions, and must not find an older one there.
+		{"SELECT test_id, rtt_median_ms FROM precall_tests WHERE conference_uid = toUUID('" + uid(1).String() + "')", [][]any{{"t-1", 30.0}}},
+		{"SELECT test_id, rtt_median_ms FROM precall_tests WHERE conference_id = 'room-2'", [][]any{{"t-1", 30.0}}},
+		{"SELECT test_id FROM precall_tests WHERE rtt_median_ms = 20 AND test_id = 't-1'", nil},
+		{"SELECT test_id FROM precall_tests WHERE test_id = 't-4'", nil},
+		{"SELECT test_id, toUnixTimestamp64Milli(time) FROM precall_tests WHERE user_id = 'ann' AND test_id = 't-5'", [][]any{{"t-5", int64(day) + 5}}},
+		{"SELECT count() FROM precall_tests", [][]any{{uint64(5)}}},
 		{"SELECT findings, length(presence_joined_at), toUnixTimestamp64Milli(assumeNotNull(presence_left_at[1])), presence_left_at[2] FROM participants WHERE conference_id = 'room-1' AND user_id = 'ann'", [][]any{
 			{[]string{"highLoss", "relayed"}, uint64(2), int64(day) + 4, nil},
 		}},

@@ -56,7 +56,7 @@ func (b *blocks) addPrecallAssociations(d decoded, h rowHead, data string) {
 		key.Index = uint16(i)
 		b.precallAssociations.add(d.record, store.PrecallAssociationRow{
 			AppID: h.conference.AppID, TestID: string(text),
-			ConferenceID: h.conference.ConferenceID, ConferenceUID: h.conference.ConferenceUID, ReceivedAt: h.receivedAt,
+			ConferenceID: &h.conference.ConferenceID, ConferenceUID: h.conference.ConferenceUID, ReceivedAt: h.receivedAt,
 			RecordKey: key, Source: d.source,
 		})
 	}

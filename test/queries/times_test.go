@@ -128,7 +128,7 @@ func TestQueryTimes(t *testing.T) {
 	started := time.Now()
 	synthetic(t, engine, conferences)
 	rows := map[string]float64{}
-	for _, view := range []string{"conferences", "participants", "participants_named", "fabrics", "streams", "samples", "events", "failures", "feedback", "precall_tests", "precall_associations"} {
+	for _, view := range []string{"conferences", "participants", "participants_named", "fabrics", "streams", "samples", "events", "failures", "feedback", "precall_tests"} {
 		table := view + "_rows"
 		if view == "participants_named" {
 			table = "participants_rows"
@@ -152,10 +152,6 @@ func TestQueryTimes(t *testing.T) {
 	uid := chaintest.MustQuery(t, engine, "SELECT toString(conference_uid) AS uid FROM conferences WHERE conference_id = 'Demo room / 1'").Rows[0][0].(string)
 	for _, view := range slices.Sorted(maps.Keys(rows)) {
 		for name, condition := range map[string]string{"conference_uid": "conference_uid = '" + uid + "'", "conference_id": "conference_id = 'Demo room / 1'"} {
-			if view == "precall_tests" {
-				all = append(all, asked{view + " by " + name + ", without precall_associations", "SELECT * FROM " + view + " WHERE " + condition, false, false})
-				condition += " AND test_id IN (SELECT test_id FROM precall_associations WHERE " + condition + ")"
-			}
 			all = append(all, asked{view + " by " + name, "SELECT * FROM " + view + " WHERE " + condition, true, false})
 		}
 	}

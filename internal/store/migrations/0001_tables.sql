@@ -546,7 +546,7 @@ CREATE TABLE IF NOT EXISTS {database}.feedback_rows {on_cluster}
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
 ORDER BY (app_id, toDate(received_at), conference_id, received_at, record_uid, idx)
-SETTINGS {deduplication}, index_granularity = 64
+SETTINGS {deduplication}, index_granularity = 16
 COMMENT 'Behind the view feedback.'
 ;
 
@@ -590,7 +590,7 @@ CREATE TABLE IF NOT EXISTS {database}.failures_rows {on_cluster}
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
 ORDER BY (app_id, toDate(received_at), conference_id, received_at, record_uid, idx)
-SETTINGS {deduplication}, index_granularity = 32
+SETTINGS {deduplication}, index_granularity = 16
 COMMENT 'Behind the view failures.'
 ;
 
@@ -631,11 +631,13 @@ CREATE TABLE IF NOT EXISTS {database}.precall_tests_rows {on_cluster}
     version UInt64,
     is_deleted UInt8,
     INDEX test_id_index test_id TYPE bloom_filter(0.0001) GRANULARITY 1,
+    INDEX user_id_index user_id TYPE bloom_filter(0.0001) GRANULARITY 1,
     INDEX time_index time TYPE minmax GRANULARITY 1
 )
 ENGINE = {engine}(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
-ORDER BY (app_id, toDate(received_at), received_at, record_uid, idx)
+PRIMARY KEY (app_id, received_at)
+ORDER BY (app_id, received_at, record_uid, idx, time, test_id, user_id)
 SETTINGS {deduplication}, index_granularity = 32
 COMMENT 'Behind the view precall_tests.'
 ;
@@ -644,7 +646,7 @@ CREATE TABLE IF NOT EXISTS {database}.precall_associations_rows {on_cluster}
 (
     app_id String,
     test_id String,
-    conference_id String,
+    conference_id Nullable(String),
     conference_uid Nullable(UUID),
     received_at DateTime64(3, 'UTC'),
     logic_version UInt32,

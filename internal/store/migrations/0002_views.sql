@@ -867,7 +867,7 @@ COMMENT 'One row for each reported failure or application log.'
 CREATE OR REPLACE VIEW {database}.precall_tests {on_cluster}
 (
     app_id String COMMENT 'Text. AppID, a decimal number as text.',
-    conference_id Nullable(String) COMMENT 'Text. Conference that a preCallTestAssociate message named last for the test; NULL: none.',
+    conference_id Nullable(String) COMMENT 'Text. Conference that named the test in a preCallTestAssociate message; NULL: none did.',
     conference_uid Nullable(UUID) COMMENT 'Id. UUIDv5 of app_id, conference_id and the uid of the message that began this conference. NULL: no preCallTestAssociate message named the test.',
     test_id String COMMENT 'Text. Id of the pre-call test result that the client gave.',
     user_id String COMMENT 'Text. The localID or userID that the client gave.',
@@ -897,7 +897,7 @@ CREATE OR REPLACE VIEW {database}.precall_tests {on_cluster}
 AS
 SELECT
     tests.app_id AS app_id,
-    if(associated.test_id = '', NULL, associated.conference_id) AS conference_id,
+    associated.conference_id AS conference_id,
     associated.conference_uid AS conference_uid,
     tests.test_id AS test_id,
     tests.user_id AS user_id,
@@ -923,36 +923,27 @@ SELECT
     tests.os_version AS os_version,
     tests.app_version AS app_version,
     tests.results AS results
-FROM {database}.precall_tests_rows AS tests FINAL
+FROM
+(
+    SELECT *
+    FROM
+    (
+        SELECT *
+        FROM {database}.precall_tests_rows
+        ORDER BY app_id, received_at, record_uid, idx, time, test_id, user_id, version DESC
+        LIMIT 1 BY app_id, received_at, record_uid, idx, time, test_id, user_id
+    )
+    WHERE is_deleted = 0
+) AS tests
 LEFT JOIN
 (
-    SELECT app_id, test_id, argMax(conference_id, (received_at, record_uid)) AS conference_id, argMax(tuple(conference_uid), (received_at, record_uid)).1 AS conference_uid
+    SELECT app_id, test_id, conference_id, conference_uid
     FROM {database}.precall_associations_rows FINAL
     WHERE test_id != ''
-    GROUP BY app_id, test_id
+    GROUP BY app_id, test_id, conference_id, conference_uid
 ) AS associated ON associated.app_id = tests.app_id AND associated.test_id = tests.test_id
 SETTINGS join_use_nulls = 0, do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final = 1, use_skip_indexes_if_final_exact_mode = 1
-COMMENT 'One row for each pre-call test result.'
-;
-
-CREATE OR REPLACE VIEW {database}.precall_associations {on_cluster}
-(
-    app_id String COMMENT 'Text. AppID, a decimal number as text.',
-    conference_id String COMMENT 'Text. Conference that the preCallTestAssociate message named.',
-    conference_uid Nullable(UUID) COMMENT 'Id. UUIDv5 of app_id, conference_id and the uid of the message that began this conference. NULL: no conference was known.',
-    test_id String COMMENT 'Text. Id of the pre-call test result, as precall_tests has it.',
-    received_at DateTime64(3, 'UTC') COMMENT 'Time, UTC. Gateway receive time of the message.'
-)
-AS
-SELECT
-    app_id,
-    conference_id,
-    conference_uid,
-    test_id,
-    received_at
-FROM {database}.precall_associations_rows FINAL
-SETTINGS do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_final = 1, use_skip_indexes_if_final_exact_mode = 1
-COMMENT 'One row for each pre-call test that a preCallTestAssociate message named. Finds the tests of one conference: precall_tests by its own conference columns reads all tests.'
+COMMENT 'One row for each pre-call test result, and one for each conference where several named it: count them by uniqExact(test_id).'
 ;
 
 CREATE OR REPLACE VIEW {database}.participants_named {on_cluster}

@@ -51,18 +51,19 @@ CREATE TABLE IF NOT EXISTS callscope.feedback_rows ON CLUSTER main
 ENGINE = ReplicatedReplacingMergeTree(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
 ORDER BY (app_id, toDate(received_at), conference_id, received_at, record_uid, idx)
-SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800, index_granularity = 64
+SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800, index_granularity = 16
 ;
 CREATE TABLE IF NOT EXISTS callscope.failures_rows ON CLUSTER main
 ENGINE = ReplicatedReplacingMergeTree(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
 ORDER BY (app_id, toDate(received_at), conference_id, received_at, record_uid, idx)
-SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800, index_granularity = 32
+SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800, index_granularity = 16
 ;
 CREATE TABLE IF NOT EXISTS callscope.precall_tests_rows ON CLUSTER main
 ENGINE = ReplicatedReplacingMergeTree(version, is_deleted)
 PARTITION BY toYYYYMM(received_at)
-ORDER BY (app_id, toDate(received_at), received_at, record_uid, idx)
+PRIMARY KEY (app_id, received_at)
+ORDER BY (app_id, received_at, record_uid, idx, time, test_id, user_id)
 SETTINGS replicated_deduplication_window = 10000, replicated_deduplication_window_seconds = 604800, index_granularity = 32
 ;
 CREATE TABLE IF NOT EXISTS callscope.precall_associations_rows ON CLUSTER main
@@ -98,8 +99,6 @@ CREATE OR REPLACE VIEW callscope.failures ON CLUSTER main
 ;
 CREATE OR REPLACE VIEW callscope.precall_tests ON CLUSTER main
 ;
-CREATE OR REPLACE VIEW callscope.precall_associations ON CLUSTER main
-;
 CREATE OR REPLACE VIEW callscope.participants_named ON CLUSTER main
 ;
 CREATE OR REPLACE VIEW callscope.apps_usage ON CLUSTER main
@@ -112,7 +111,7 @@ CREATE ROLE IF NOT EXISTS callscope_analyst ON CLUSTER main
 ;
 CREATE ROLE IF NOT EXISTS callscope_support ON CLUSTER main
 ;
-GRANT ON CLUSTER main SELECT ON callscope.apps_usage, SELECT ON callscope.conferences, SELECT ON callscope.conferences_rows, SELECT ON callscope.events, SELECT ON callscope.events_rows, SELECT ON callscope.fabric_samples, SELECT ON callscope.fabric_samples_rows, SELECT ON callscope.fabrics, SELECT ON callscope.fabrics_rows, SELECT ON callscope.failures, SELECT ON callscope.failures_rows, SELECT ON callscope.feedback, SELECT ON callscope.feedback_rows, SELECT ON callscope.participants, SELECT ON callscope.participants_rows, SELECT ON callscope.precall_associations, SELECT ON callscope.precall_associations_rows, SELECT ON callscope.precall_tests, SELECT ON callscope.precall_tests_rows, SELECT ON callscope.samples, SELECT ON callscope.samples_rows, SELECT ON callscope.streams, SELECT ON callscope.streams_rows TO callscope_analyst
+GRANT ON CLUSTER main SELECT ON callscope.apps_usage, SELECT ON callscope.conferences, SELECT ON callscope.conferences_rows, SELECT ON callscope.events, SELECT ON callscope.events_rows, SELECT ON callscope.fabric_samples, SELECT ON callscope.fabric_samples_rows, SELECT ON callscope.fabrics, SELECT ON callscope.fabrics_rows, SELECT ON callscope.failures, SELECT ON callscope.failures_rows, SELECT ON callscope.feedback, SELECT ON callscope.feedback_rows, SELECT ON callscope.participants, SELECT ON callscope.participants_rows, SELECT ON callscope.precall_associations_rows, SELECT ON callscope.precall_tests, SELECT ON callscope.precall_tests_rows, SELECT ON callscope.samples, SELECT ON callscope.samples_rows, SELECT ON callscope.streams, SELECT ON callscope.streams_rows TO callscope_analyst
 ;
 GRANT ON CLUSTER main SELECT ON callscope.* TO callscope_support
 ;
