@@ -8,7 +8,7 @@ export CGO_ENABLED ?= 0
 GOFILES = $(shell git ls-files '*.go' ':!*.pb.go')
 
 .DEFAULT_GOAL := help
-.PHONY: help build run test race sim lint fmt proto proto-check bench fuzz e2e engine clean
+.PHONY: help build run test race sim measure lint fmt proto proto-check bench fuzz e2e engine clean
 
 help: ## print this help
 	grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -31,8 +31,14 @@ e2e: engine ## only the tests that drive the real binary
 race: engine ## the unit tests under the race detector (needs a C compiler)
 	CGO_ENABLED=1 go test -race -count=1 -timeout 30m ./internal/... ./services/...
 
-sim: ## 20,000 simulated logs of the real enricher, then both stages, under crashes and zombies
+sim: engine ## 20,000 simulated logs of the enricher, of both stages and of the sink, under crashes and zombies
 	GOGC=400 CALLSCOPE_SIM_SEEDS=20000 go test -p 1 -count=1 -timeout 30m -v -run '^(TestSimulation|TestSimulatedLogicChange|TestNegativeControls)$$' ./services/enricher ./test/sim
+	go test -count=1 -timeout 30m -v -run '^TestSimulation$$' ./services/sink -sink-seeds 20000
+
+measure: build engine ## the long runs (about an hour): queries on 10 million samples, kills and outages under load, replays of a million records
+	CALLSCOPE_FULL=1 CALLSCOPE_OUTAGE=60s CALLSCOPE_REPLAY_RECORDS=1000000 go test -p 1 -count=1 -timeout 120m -v \
+	  -run '^(TestQueryTimes|TestSinkKilled|TestEngine|TestZombieSink|TestBrokerOutage|TestVolume|TestLiveBesideReplay|TestInterruptedProcess)' \
+	  ./test/queries ./test/crash ./test/load ./test/replay
 
 GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 lint: ## formatting and golangci-lint

@@ -151,6 +151,13 @@ func (e *Engine) Run(ctx context.Context) error {
 	return err
 }
 
+// The library would else take settings, and over those of engineArgs, from a config.xml or clickhouse-local.xml that
+// happens to lie in the directory where it is started, or from files of clickhouse-local in the user's home and in /etc.
+const (
+	configFile  = "callscope-config.xml" // in the data directory
+	emptyConfig = "<!-- Changes are undone at the next start. It keeps the engine from reading another one's configuration. -->\n<clickhouse/>\n"
+)
+
 // start loads the library and opens the session that keeps the engine alive.
 func (e *Engine) start(library, dir string) (*session, error) {
 	// The engine reads its time zone from here. UTC makes a query mean the same
@@ -158,12 +165,19 @@ func (e *Engine) start(library, dir string) (*session, error) {
 	if err := os.Setenv("TZ", "UTC"); err != nil {
 		return nil, fmt.Errorf("setting the engine's time zone: %w", err)
 	}
+	config := filepath.Join(dir, configFile)
+	// Written only where it is not there yet: a full disk must not keep the engine from starting.
+	if text, err := os.ReadFile(config); err != nil || string(text) != emptyConfig {
+		if err := os.WriteFile(config, []byte(emptyConfig), 0o600); err != nil {
+			return nil, fmt.Errorf("writing the embedded engine's configuration: %w", err)
+		}
+	}
 	var first *session
 	restored, err := keepSignalHandlers(func() (err error) {
 		if e.lib, err = loadCHDB(library); err != nil {
 			return err
 		}
-		first, err = e.lib.open(engineArgs(dir, e.cfg.MaxMemoryBytes))
+		first, err = e.lib.open(append(engineArgs(dir, e.cfg.MaxMemoryBytes), "--config-file="+config))
 		return err
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -49,6 +50,58 @@ func startEngine(t *testing.T, dir string, args ...string) *testEngine {
 		return "the engine does not answer"
 	})
 	return e
+}
+
+// What lies in the directory where the engine is started, or in the user's home, is not for it. A relative data directory
+// means that directory all the same.
+func TestEngineReadsNoConfigurationOfOthers(t *testing.T) {
+	needLibrary(t)
+	library, err := FindLibrary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if library, err = filepath.Abs(library); err != nil {
+		t.Fatal(err)
+	}
+	const foreign = "<clickhouse><mark_cache_size>4242</mark_cache_size><max_table_size_to_drop>4242</max_table_size_to_drop></clickhouse>"
+	for _, tc := range []struct{ name, file, text string }{
+		{"no file", "", ""},
+		{"config.xml", "work/config.xml", foreign},
+		{"a config.xml that is none", "work/config.xml", "{"},
+		{"clickhouse-local.xml", "work/clickhouse-local.xml", foreign},
+		{"home", "home/.clickhouse-local/config.xml", foreign},
+		{"a file of its own that was changed", "work/data/" + configFile, foreign},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			work, home := filepath.Join(dir, "work"), filepath.Join(dir, "home")
+			for _, folder := range []string{work, home, filepath.Dir(filepath.Join(dir, tc.file))} {
+				if err := os.MkdirAll(folder, 0o700); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if tc.file != "" {
+				if err := os.WriteFile(filepath.Join(dir, tc.file), []byte(tc.text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			t.Setenv("HOME", home)
+			t.Setenv(libraryEnv, library)
+			t.Chdir(work)
+			e := startEngine(t, "data")
+			got := e.get(t, "SELECT name, value FROM system.server_settings WHERE name IN ('mark_cache_size', 'max_table_size_to_drop') ORDER BY name")
+			// The engine's own setting is a sixteenth of 2 GiB, the other one is ClickHouse's default.
+			if want := "mark_cache_size\t134217728\nmax_table_size_to_drop\t50000000000\n"; got != want {
+				t.Errorf("settings: %q, want %q", got, want)
+			}
+			if answer, code := e.post(t, "", "CREATE TABLE r ENGINE = MergeTree ORDER BY a AS SELECT 7 AS a"); code != "" {
+				t.Fatal(answer)
+			}
+			if _, err := os.Stat(filepath.Join(work, "data", "store")); err != nil {
+				t.Errorf("a relative data directory: %v", err)
+			}
+		})
+	}
 }
 
 func (e *testEngine) open(t *testing.T, change func(*clickhouse.Options)) driver.Conn {

@@ -864,6 +864,9 @@ SETTINGS do_not_merge_across_partitions_select_final = 1, use_skip_indexes_if_fi
 COMMENT 'One row for each reported failure or application log.'
 ;
 
+-- The newest version of a test comes from LIMIT BY and not from FINAL: filters on its columns, and those that the engine
+-- makes of the other side of a join at run time, reach the table through the one and prune by index, not through the
+-- other. What is filtered by must stand in the BY list, which is the table's sorting key.
 CREATE OR REPLACE VIEW {database}.precall_tests {on_cluster}
 (
     app_id String COMMENT 'Text. AppID, a decimal number as text.',
