@@ -98,6 +98,8 @@ func appendColumns(list []column, prefix string, offset uintptr, t reflect.Type)
 // An error that is not Permanent leaves open whether the block was stored. Repeat with the same rows: under the same token
 // where the store is Replicated; elsewhere under a new one, because a server that was killed may remember the token of rows
 // that it lost. What is then stored twice collapses by its key. A Permanent error stored nothing; split the rows to find those to blame. Nothing is repeated inside.
+//
+// The rows are not looked at any more when Insert has returned, whatever it returns.
 func (s *Store) Insert(ctx context.Context, tableName, token string, rows any) (err error) {
 	t, ok := tables[tableName]
 	v := reflect.ValueOf(rows)

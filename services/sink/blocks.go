@@ -28,6 +28,7 @@ type tableRows interface {
 	len() int
 	slice(from, to int) any // rows as store.Insert takes them
 	record(row int) int     // index of the record that the row came from
+	reset()                 // takes all rows out and keeps the memory
 }
 
 // tables returns all parts, empty ones too. The order does not matter: they are complete together or repeated together.
@@ -40,6 +41,12 @@ func (b *blocks) rows() int {
 	return len(b.conferences.rows) + len(b.participants.rows) + len(b.participantNames.rows) + len(b.fabrics.rows) +
 		len(b.streams.rows) + len(b.samples.rows) + len(b.fabricSamples.rows) + len(b.events.rows) + len(b.feedback.rows) +
 		len(b.failures.rows) + len(b.precallTests.rows) + len(b.precallAssociations.rows)
+}
+
+func (b *blocks) reset() {
+	for _, t := range b.tables() {
+		t.reset()
+	}
 }
 
 type block[R store.Row] struct {
@@ -67,3 +74,8 @@ func (b *block[R]) table() string {
 func (b *block[R]) len() int               { return len(b.rows) }
 func (b *block[R]) slice(from, to int) any { return b.rows[from:to] }
 func (b *block[R]) record(row int) int     { return b.records[row] }
+
+func (b *block[R]) reset() {
+	clear(b.rows) // they point to what was decoded
+	b.rows, b.records = b.rows[:0], b.records[:0]
+}

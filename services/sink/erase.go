@@ -85,7 +85,8 @@ func (s *span) remake(ctx context.Context) error {
 	for _, r := range s.rejects {
 		rejected[r.record] = true
 	}
-	s.erased, s.blocks = view, blocks{}
+	s.erased = view
+	s.blocks.reset()
 	for i, r := range s.records {
 		if rejected[i] {
 			continue

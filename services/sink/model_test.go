@@ -320,7 +320,10 @@ func (o *owner) Insert(_ context.Context, table, token string, rows any) error {
 	}
 	insert := func() error { return o.store.insert(table, token, rows) }
 	if len(o.calls)+1 == o.crashAt && !o.afterEffect && o.asleep != nil {
-		o.asleep(func() { _ = insert() })
+		// What is on its way when its owner goes on has been read by then: the owner may use the rows' memory again.
+		v := reflect.ValueOf(rows)
+		sent := reflect.AppendSlice(reflect.MakeSlice(v.Type(), 0, v.Len()), v).Interface()
+		o.asleep(func() { _ = o.store.insert(table, token, sent) })
 	}
 	return o.call("insert "+table, insert)
 }

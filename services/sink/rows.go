@@ -50,8 +50,8 @@ func (r *Rows) Tables() iter.Seq2[string, any] {
 	}
 }
 
-// Reset empties r.
-func (r *Rows) Reset() { r.blocks = blocks{} }
+// Reset empties r. What Tables gave must not be used afterwards.
+func (r *Rows) Reset() { r.blocks.reset() }
 
 // AddRecord adds the rows of one record as it is in the topic enriched or summaries. rangeStart is the first offset of
 // the records that are stored together with it.
