@@ -443,6 +443,10 @@ func (m *Machine) fabricFacts(e *callscopev1.Enriched, facts *callscopev1.Fabric
 	if facts.Hold != nil {
 		facts.Hold.Intervals = nil
 	}
+	// The first message of a fabric need not have named its remote.
+	if e.Identity.RemoteId != "" {
+		f.remoteID = e.Identity.RemoteId
+	}
 	f.facts = facts
 	f.change(e.Origin.GetOffset())
 	p.change(e.Origin.GetOffset()) // its counts of fabrics

@@ -319,6 +319,45 @@ func TestParticipantAndFabricColumns(t *testing.T) {
 	}
 }
 
+// The first message of a fabric need not name its remote user: the summary has
+// the one that a later message names, and both fabrics are one link.
+func TestRemoteOfAFabricIsLearntLater(t *testing.T) {
+	l := newLog(t)
+	l.message()
+	l.participant(alice, present(0))
+	l.conference(room, openFacts())
+	unnamed := alice
+	unnamed.remote = ""
+	l.message()
+	l.event(unnamed, &callscopev1.Event{EventType: "fabricStateChange"})
+	l.fabric(unnamed, &callscopev1.FabricFacts{StartedAtMs: begin, Outcome: pending})
+	l.message()
+	l.event(alice, &callscopev1.Event{EventType: "fabricSetupFailed"})
+	l.fabric(alice, &callscopev1.FabricFacts{StartedAtMs: begin, Outcome: failed})
+	again := alice
+	again.connection = "c9"
+	l.message()
+	l.fabric(again, &callscopev1.FabricFacts{StartedAtMs: begin, Outcome: setup})
+	// An event has what its own message said, the fabric keeps what it knows.
+	l.message()
+	l.event(unnamed, &callscopev1.Event{EventType: "audioMute"})
+	l.fabric(alice, &callscopev1.FabricFacts{StartedAtMs: begin, EndedAtMs: new(int64(begin)), Outcome: failed})
+	l.participant(alice, present(0, 1000))
+	l.end(1000, "")
+	remotes := map[string]string{}
+	for _, s := range l.all {
+		if s.GetFabric() != nil {
+			remotes[s.Identity.ConnectionId] = s.Identity.RemoteId
+		}
+	}
+	if diff := cmp.Diff(map[string]string{"c1": "bob", "c9": "bob"}, remotes); diff != "" {
+		t.Errorf("remotes: (-want +got)\n%s", diff)
+	}
+	if got := l.out[len(l.out)-1].GetConference().Outcome; got != "success" {
+		t.Errorf("outcome %q: the link to bob failed first and then worked", got)
+	}
+}
+
 func TestStreamFactsReplaceWhatASampleSaid(t *testing.T) {
 	l := newLog(t)
 	l.message()
