@@ -44,6 +44,26 @@ func TestOddIntervals(t *testing.T) {
 	t.Error("no stream")
 }
 
+// A client that reports other SSRCs each time does not make the state grow
+// without bound: the enricher knows no more of them either.
+func TestStreamsBeyondTheLimit(t *testing.T) {
+	l := newLog(t)
+	twoUsers(l)
+	l.message()
+	for i := range 8192 + 100 {
+		l.sample(alice, &callscopev1.StreamSample{Ssrc: fmt.Sprint(i), Direction: inbound, MediaType: "audio", OwnerSource: callscopev1.OwnerSource_OWNER_SOURCE_UNKNOWN})
+	}
+	streams := 0
+	for _, s := range l.leave(alice, setup, 1) {
+		if s.GetStream() != nil {
+			streams++
+		}
+	}
+	if streams != 8192 {
+		t.Errorf("%d streams of one fabric have a summary, want 8192", streams)
+	}
+}
+
 // A fabric that was set up without a known delay counts among the unknown ones
 // and in no delay; one that was never set up counts in neither.
 func TestFabricsWithoutSetup(t *testing.T) {

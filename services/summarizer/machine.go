@@ -18,6 +18,10 @@ const (
 	// partialEveryMs is the alive time between the partial summaries of an
 	// open conference, counted from its start.
 	partialEveryMs = 60_000
+	// maxStreams bounds the streams that one fabric may have, as it does in the
+	// enricher: of one beyond them there are samples, counted there, and neither
+	// facts nor a summary.
+	maxStreams = 8192
 )
 
 // Reasons of revisions. An amended conference's revisions carry the enricher's
@@ -210,6 +214,9 @@ func (m *Machine) streamSample(e *callscopev1.Enriched, s *callscopev1.StreamSam
 	key := streamKey{s.Ssrc, s.Direction}
 	st, ok := f.byKey[key]
 	if !ok {
+		if len(f.streams) >= maxStreams {
+			return
+		}
 		st = p.addStream(f, key, raw, &callscopev1.StreamFacts{
 			Ssrc: s.Ssrc, Direction: s.Direction, MediaType: s.MediaType, OwnerUserId: s.OwnerUserId, OwnerSource: s.OwnerSource,
 			UsageLabel: s.UsageLabel, Codec: s.Codec, StartedAtMs: e.ReceivedAtMs, FirstRawOffset: raw,
