@@ -61,7 +61,7 @@ func failureOf(raw *callscopev1.Raw, failure *callscopev1.Failure) *callscopev1.
 		Name:      failure.Name,
 		Message:   failure.Message,
 		Stack:     failure.Stack,
-		IsLog:     isLog(failure.Function),
+		IsLog:     raw.EventType == eventApplicationErrorLog || isLog(failure.Function),
 		Truncated: failure.Truncated || raw.Truncated,
 		LocalSdp:  failure.LocalSdp,
 		RemoteSdp: failure.RemoteSdp,

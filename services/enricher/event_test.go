@@ -94,6 +94,23 @@ func TestFailureRowsHaveSDPs(t *testing.T) {
 	same(t, "delay", failure.DelayMs, 500)
 }
 
+// An applicationErrorLog is a log whatever function it names, also none; a
+// fabricSetupFailed is one under the name of a log.
+func TestLogsAreNoFailures(t *testing.T) {
+	_, alice, _ := newPair(t)
+	for _, tc := range []struct {
+		eventType, function string
+		want                bool
+	}{
+		{"applicationErrorLog", "applicationLog", true}, {"applicationErrorLog", "", true}, {"applicationErrorLog", "getUserMedia", true},
+		{"fabricSetupFailed", "applicationError", true}, {"fabricSetupFailed", "getUserMedia", false}, {"fabricSetupFailed", "", false},
+	} {
+		if got := alice.fail(tc.eventType, tc.function, "", "", "", 0)[0].GetEvent().GetFailure().GetIsLog(); got != tc.want {
+			t.Errorf("%s of %q: is a log: %v, want %v", tc.eventType, tc.function, got, tc.want)
+		}
+	}
+}
+
 // A setup delay is computed where the client reports none: the same as an
 // independent reading of the recordings computes.
 func TestComputedSetupDelays(t *testing.T) {
