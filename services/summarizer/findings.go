@@ -215,7 +215,7 @@ func (p *participant) latest(direction callscopev1.Direction, remote, owner stri
 //     for 20 % of the measured time and for 20 s at least.
 //   - deviceCaused: its own device made a stream poor, as side says: one that it
 //     receives (receiver) or one that others get of it (sender).
-func (c *conference) findings(p *participant, sides map[*streamState]*side) []finding {
+func (c *conference) findings(p *participant, sides sides) []finding {
 	var found []finding
 	found = append(found, c.oneWayAudio(p)...)
 	var worst [sumCount]*streamState
@@ -255,7 +255,7 @@ func (c *conference) findings(p *participant, sides map[*streamState]*side) []fi
 			found = append(found, finding{Finding: l.name, SSRC: st.facts.Ssrc, Ms: st.sums[l.sum], Share: st.share(l.sum)})
 		}
 	}
-	if streams := c.blamed(p, sides); len(streams) > 0 {
+	if streams := sides.blamed[p]; len(streams) > 0 {
 		found = append(found, finding{Finding: findingDeviceCaused, Streams: streams})
 	}
 	return found
@@ -326,46 +326,42 @@ func (p *participant) heard(of *participant) bool {
 	return false
 }
 
-// blamed are the poor streams that the participant's device made so, the first
-// few in the order of the conference.
-func (c *conference) blamed(p *participant, sides map[*streamState]*side) []blamedStream {
-	var streams []blamedStream
-	if len(sides) == 0 {
-		return nil
-	}
-	for _, o := range c.participants {
-		for _, f := range o.fabrics {
-			for _, st := range f.streams {
-				s := sides[st]
-				if s == nil || len(streams) == maxBlamedStreams {
-					continue
-				}
-				if s.name == sideReceiver && o == p || s.name == sideSender && s.publisher == p {
-					streams = append(streams, blamedStream{uidText(o.uid), st.facts.Ssrc, s.name, s.evidence.Rule})
-				}
-			}
-		}
-	}
-	return streams
+// sides are the poor streams of a conference whose side made them so, as far as
+// that is known, and of each participant the first few, in the order of the
+// conference, that its device made poor.
+type sides struct {
+	of     map[*streamState]*side
+	blamed map[*participant][]blamedStream
 }
 
-// sides says of every poor stream of the conference whose side made it so, as
-// far as that is known.
-func (c *conference) sides() map[*streamState]*side {
-	var sides map[*streamState]*side
+// sides looks at every stream once, whatever the number of participants that
+// ask for theirs.
+func (c *conference) sides() sides {
+	all := sides{of: map[*streamState]*side{}, blamed: map[*participant][]blamedStream{}}
 	for _, p := range c.participants {
 		for _, f := range p.fabrics {
 			for _, st := range f.streams {
-				if s := c.side(p, f, st); s != nil {
-					if sides == nil {
-						sides = map[*streamState]*side{}
-					}
-					sides[st] = s
+				s := c.side(p, f, st)
+				if s == nil {
+					continue
+				}
+				all.of[st] = s
+				var blamed *participant
+				switch s.name {
+				case sideReceiver:
+					blamed = p
+				case sideSender:
+					blamed = s.publisher
+				default:
+					continue
+				}
+				if streams := all.blamed[blamed]; len(streams) < maxBlamedStreams {
+					all.blamed[blamed] = append(streams, blamedStream{uidText(p.uid), st.facts.Ssrc, s.name, s.evidence.Rule})
 				}
 			}
 		}
 	}
-	return sides
+	return all
 }
 
 func round4(v float64) float64 { return math.Round(v*1e4) / 1e4 }

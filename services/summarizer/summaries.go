@@ -54,7 +54,7 @@ func (w *writer) pending(c *conference, reason string) {
 // participant writes the summaries of a participant, its fabrics and streams
 // as far as they have something new to say. Entities that the enricher has
 // given no facts of have no summary.
-func (w *writer) participant(c *conference, p *participant, sides map[*streamState]*side, reason string) {
+func (w *writer) participant(c *conference, p *participant, sides sides, reason string) {
 	over := c.ended() || p.facts != nil && !p.facts.Present
 	for _, f := range p.fabrics {
 		for _, st := range f.streams {
@@ -64,7 +64,7 @@ func (w *writer) participant(c *conference, p *participant, sides map[*streamSta
 			s := w.summary(c, &st.progress, f.streamUID(c, p, st), over, reason)
 			s.Identity = f.identity(c, p)
 			body := st.summary(over)
-			if side := sides[st]; side != nil {
+			if side := sides.of[st]; side != nil {
 				body.Side, body.SideEvidenceJson = side.name, toJSON(side.evidence)
 			}
 			s.Body = &callscopev1.Summary_Stream{Stream: body}
