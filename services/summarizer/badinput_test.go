@@ -64,6 +64,40 @@ func TestStreamsBeyondTheLimit(t *testing.T) {
 	}
 }
 
+// A client's clock that is set in mid-call, back or forward by an hour, makes
+// nobody send media for longer than the call, nor silent until the clock is
+// where it was.
+func TestClockSetInMidCall(t *testing.T) {
+	for _, jump := range []int64{-3_600_000, 3_600_000} {
+		l := newLog(t)
+		twoUsers(l)
+		for i := range 6 {
+			l.tick(10_000)
+			l.message()
+			s := sound(outbound, "5", "alice", 500, 0.1)
+			at := l.received()
+			if i >= 3 {
+				at += jump
+			}
+			if i == 3 && jump > 0 {
+				s.IntervalMs = new(10_000.0 + float64(jump)) // by the same clock
+			}
+			l.write(alice.identity(), &callscopev1.Enriched{TimeMs: float64(at), Body: &callscopev1.Enriched_StreamSample{StreamSample: s}})
+		}
+		out := l.leave(alice, setup, 1)
+		if jump < 0 {
+			if got := out[len(out)-1].GetParticipant().GetTalkMs(); got != 60_000 {
+				t.Errorf("clock set by %d ms: talked for %d ms, want 60 s", jump, got)
+			}
+		}
+		l.leave(bob, setup, 1)
+		c := l.end(l.alive, "")
+		if got := c[len(c)-1].GetConference().GetMediaParticipantMinutes(); got != 1 {
+			t.Errorf("clock set by %d ms: %v minutes of media in a call of one", jump, got)
+		}
+	}
+}
+
 // A fabric that was set up without a known delay counts among the unknown ones
 // and in no delay; one that was never set up counts in neither.
 func TestFabricsWithoutSetup(t *testing.T) {

@@ -28,6 +28,9 @@ const (
 	// freshMs is how old the latest report of the other side may be: three
 	// reports of the usual 10 s.
 	freshMs = 30_000
+	// clockSetMs is how far back a report's time must lie to show that its
+	// client's clock was set.
+	clockSetMs = 60_000
 )
 
 // finding is one problem of a participant with what it was concluded from. It
@@ -141,7 +144,8 @@ func (p *participant) keepSource(screen bool, s *callscopev1.StreamSample) {
 }
 
 // talk counts the part of an interval that was not counted yet, so that sending
-// to several remotes at once counts once.
+// to several remotes at once counts once. An interval that lies far back is no
+// such part: the client's clock was set back.
 func (p *participant) talk(fromMs, toMs float64, talking bool) {
 	if p.talkMs == nil {
 		p.talkMs = new(uint64)
@@ -149,7 +153,10 @@ func (p *participant) talk(fromMs, toMs float64, talking bool) {
 	if !talking || !usable(fromMs) || !usable(toMs) {
 		return
 	}
-	if fromMs = max(fromMs, p.talkedUntilMs); toMs > fromMs {
+	if toMs >= p.talkedUntilMs-clockSetMs {
+		fromMs = max(fromMs, p.talkedUntilMs)
+	}
+	if toMs > fromMs {
 		*p.talkMs += uint64(math.Round(min(toMs-fromMs, maxIntervalMs)))
 		p.talkedUntilMs = toMs
 	}

@@ -253,7 +253,7 @@ func (m *Machine) streamSample(e *callscopev1.Enriched, s *callscopev1.StreamSam
 	if s.Packets == nil || !(*s.Packets > 0) {
 		return
 	}
-	p.sawMedia(e.TimeMs-intervalMs, e.TimeMs)
+	p.sawMedia(float64(e.ReceivedAtMs)-intervalMs, float64(e.ReceivedAtMs))
 	if s.Direction != callscopev1.Direction_DIRECTION_INBOUND {
 		return // only what somebody heard or saw is scored
 	}
@@ -280,6 +280,8 @@ func (p *participant) addStream(f *fabric, key streamKey, raw int64, facts *call
 	return st
 }
 
+// sawMedia notes an interval with packets. Its times are those of receipt, as
+// those of presence are: a client's clock may be set in mid-call.
 func (p *participant) sawMedia(fromMs, toMs float64) {
 	if !usable(fromMs) || !usable(toMs) {
 		return

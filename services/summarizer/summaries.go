@@ -427,7 +427,11 @@ func (c *conference) summary() *callscopev1.ConferenceSummary {
 		}
 		if p.firstMediaMs != nil && p.lastMediaMs != nil {
 			hasMedia = true
-			mediaMs += max(*p.lastMediaMs-*p.firstMediaMs, 0)
+			first := *p.firstMediaMs
+			if intervals := p.facts.GetIntervals(); len(intervals) > 0 {
+				first = max(first, float64(intervals[0].JoinedAtMs)) // whatever length a report claims
+			}
+			mediaMs += max(*p.lastMediaMs-first, 0)
 		}
 		if p.feedback != nil {
 			rated++
