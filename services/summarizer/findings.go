@@ -93,11 +93,22 @@ func (c *conference) observe(p *participant, f *fabric, st *streamState, s *call
 		if !outbound {
 			return
 		}
-		p.keepSource(c.showsScreen(f, st.facts), s)
+		screen := c.showsScreen(f, st.facts)
+		p.keepSource(screen, s)
 		st.limit(s, ms)
 		frozen := !silent && s.FrameRate != nil && *s.FrameRate == 0 && s.SourceFrameRate != nil && *s.SourceFrameRate >= 1 && f.facts.GetEndedAtMs() == 0
-		st.run(frozen, ms)
+		st.run(frozen && st.samples > 1 && !c.sentOtherwise(f, st, screen, e.ReceivedAtMs), ms)
 	}
+}
+
+// sentOtherwise tells whether another stream of the fabric sends what the
+// camera, or the screen, delivers: of the layers of a simulcast some are off.
+// What the others do is known from the second report on.
+func (c *conference) sentOtherwise(f *fabric, st *streamState, screen bool, nowMs int64) bool {
+	return slices.ContainsFunc(f.streams, func(o *streamState) bool {
+		return o != st && o.facts.Direction == st.facts.Direction && o.facts.MediaType == st.facts.MediaType &&
+			o.flowing && o.lastSampleMs+freshMs >= nowMs && c.showsScreen(f, o.facts) == screen
+	})
 }
 
 // run counts an interval in the current run, or ends that.
@@ -214,8 +225,9 @@ func (p *participant) latest(direction callscopev1.Direction, remote, owner stri
 //     speech for 15 s there and received its audio. Silence on purpose (mute,
 //     hold) is no evidence, and neither is a level that nobody reports.
 //   - frozenSender: for 15 s without a break its source (camera, screen)
-//     delivered frames, but none were sent, without pause or hold. A source of
-//     unknown frame rate is no evidence.
+//     delivered frames, but none were sent, by no layer of a simulcast, without
+//     pause or hold. A source of unknown frame rate is no evidence, and neither
+//     is a stream's first report.
 //   - relayedOnly: every fabric that was set up ran through a relay, and for all
 //     of them that is known.
 //   - cpuLimited, bandwidthLimited: the encoder of one of its videos was limited

@@ -227,6 +227,40 @@ func TestFindingsOfASender(t *testing.T) {
 	}
 }
 
+// A layer of a simulcast that is off is not frozen while another one sends, in
+// whatever order a report names them; a source of which no layer is sent is, and
+// so is a camera beside a shared screen.
+func TestFrozenSimulcast(t *testing.T) {
+	source := func(s *callscopev1.StreamSample) { s.SourceFrameRate = new(30.0) }
+	stopped := func(ssrc string) *callscopev1.StreamSample {
+		s := shown(outbound, ssrc, "alice", 0, source)
+		s.Packets = new(0.0)
+		return s
+	}
+	high, low := stopped("1"), shown(outbound, "2", "alice", 30, source)
+	camera, screen := stopped("1"), shown(outbound, "2", "alice", 30, source)
+	camera.UsageLabel, screen.UsageLabel = "camera", "screen"
+	for name, tc := range map[string]struct {
+		sent samples
+		want []string
+	}{
+		"the first layer is off":   {samples{high, low}, nil},
+		"the second layer is off":  {samples{low, high}, nil},
+		"all layers are off":       {samples{high, stopped("2")}, []string{"frozenSender"}},
+		"the camera, not a screen": {samples{camera, screen}, []string{"frozenSender"}},
+	} {
+		p := newProblem(t, true)
+		for _, s := range tc.sent {
+			s.IntervalMs = new(20_000.0)
+		}
+		p.each(4, tc.sent, nil)
+		ofAlice, _, _ := p.end()
+		if diff := cmp.Diff(tc.want, ofAlice.Findings); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
 // Whose side a poor stream of alice is on, as bob gets it.
 func TestSides(t *testing.T) {
 	type lost struct{ up, down float64 } // of 500 packets each report
