@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
+	"github.com/callscope/callscope/internal/quality"
 	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
 )
 
@@ -301,11 +302,11 @@ func (d delta) fill(sample *callscopev1.StreamSample, direction callscopev1.Dire
 	sample.PacketRate = known(float64(1000*packets) / d.ms)
 	sample.Bytes = known(d.of(countBytes))
 	sample.BitrateKbps = known(float64(8*d.of(countBytes)) / d.ms)
-	expected := packets // what is sent
 	if direction == callscopev1.Direction_DIRECTION_INBOUND {
-		expected = packets + lost
+		sample.Loss = share(quality.LossRatio(packets, lost))
+	} else {
+		sample.Loss = share(quality.ShareOf(lost, packets))
 	}
-	sample.Loss = ratio(lost, expected)
 	if sample.FrameRate == nil {
 		sample.FrameRate = known(float64(1000*d.of(countFrames)) / d.ms)
 	}
@@ -315,7 +316,7 @@ func (d delta) fill(sample *callscopev1.StreamSample, direction callscopev1.Dire
 	concealed := max(d.of(countConcealed)-d.of(countSilentConcealed), 0)
 	sample.ConcealedSamples = known(concealed)
 	sample.ConcealmentEvents = known(d.of(countConcealments))
-	sample.Concealment = ratio(concealed, d.of(countSamples))
+	sample.Concealment = share(quality.ShareOf(concealed, d.of(countSamples)))
 	if emitted := d.of(countEmitted); emitted > 0 {
 		sample.JitterBufferDelayMs = known(float64(1000*d.of(countBufferDelay)) / emitted)
 	}
@@ -335,12 +336,12 @@ func meanRTT(seconds, measurements float64) *float64 {
 	return known(float64(1000*seconds) / measurements)
 }
 
-// ratio is a share from 0 to 1, unknown of nothing.
-func ratio(part, whole float64) *float64 {
-	if !(whole > 0) {
+// share returns a share from 0 to 1, nil where it is not known.
+func share(value float64, known bool) *float64 {
+	if !known {
 		return nil
 	}
-	return known(min(max(part/whole, 0), 1))
+	return &value
 }
 
 // known returns the value, nil where it is none.
