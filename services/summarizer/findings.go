@@ -84,7 +84,7 @@ func (c *conference) observe(p *participant, f *fabric, st *streamState, s *call
 		}
 		noPackets := s.Packets != nil && *s.Packets == 0
 		noSound := st.flowing && level != nil && *level < silenceLevel
-		st.run((noPackets || noSound) && !silent && c.hearsNothing(p, st.facts.OwnerUserId, noSound, e.ReceivedAtMs), ms)
+		st.run((noPackets || noSound) && !silent && st.samples > 1 && c.hearsNothing(p, st, noSound, e.ReceivedAtMs), ms)
 	case "video":
 		if s.FrameRate != nil && usable(*s.FrameRate) {
 			st.sums[sumRateMs] += ms
@@ -173,13 +173,20 @@ func (p *participant) talk(fromMs, toMs float64, talking bool) {
 	}
 }
 
-// hearsNothing tells whether a participant that receives no sound from a user
-// just now should: the user speaks towards it, and the other way works, that is
+// hearsNothing tells whether a participant that receives no sound of a stream
+// just now should: its user speaks towards it, and the other way works, that is
 // the participant sends audio and the user receives it. Where packets come
 // without sound, the user must also have heard some of the participant: a
 // browser that plays nothing (without a sound card) shows no sound of anybody.
-func (c *conference) hearsNothing(p *participant, owner string, noSound bool, nowMs int64) bool {
-	if !p.latest(callscopev1.Direction_DIRECTION_OUTBOUND, owner, "", nowMs, func(st *streamState) bool { return st.flowing }) {
+// A stream that is silent beside another of the same user, with which that was
+// heard (the sound of a screen beside a microphone, an SSRC that another
+// replaced), is no evidence.
+func (c *conference) hearsNothing(p *participant, silent *streamState, noSound bool, nowMs int64) bool {
+	owner := silent.facts.OwnerUserId
+	if !p.latest(callscopev1.Direction_DIRECTION_OUTBOUND, owner, "", nowMs, func(st *streamState) bool { return st.flowing }) ||
+		p.latest(callscopev1.Direction_DIRECTION_INBOUND, owner, owner, nowMs, func(st *streamState) bool {
+			return st != silent && st.flowing && st.sums[sumSoundMs] > 0
+		}) {
 		return false
 	}
 	for _, o := range c.byUser[owner] {
@@ -219,11 +226,12 @@ func (p *participant) latest(direction callscopev1.Direction, remote, owner stri
 //
 //   - oneWayAudio: for 15 s without a break it got no packets, or no sound above
 //     -60 dB, of somebody who was sending speech (level of -40 dB or above)
-//     towards it, while that user received its audio (and, where only the sound
-//     is missing, has heard some of it); or, on a fabric to a user
-//     that is set up and reports, no stream ever came of somebody who sent
-//     speech for 15 s there and received its audio. Silence on purpose (mute,
-//     hold) is no evidence, and neither is a level that nobody reports.
+//     towards it, on this stream nor on another, while that user received its
+//     audio (and, where only the sound is missing, has heard some of it); or, on
+//     a fabric to a user that is set up and reports, no stream ever came of
+//     somebody who sent speech for 15 s there and received its audio. Silence on
+//     purpose (mute, hold) is no evidence, and neither is a level that nobody
+//     reports or a stream's first report.
 //   - frozenSender: for 15 s without a break its source (camera, screen)
 //     delivered frames, but none were sent, by no layer of a simulcast, without
 //     pause or hold. A source of unknown frame rate is no evidence, and neither

@@ -110,6 +110,14 @@ func TestOneWayAudio(t *testing.T) {
 		"the listener's is":                          {alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{atBob(500, -1), back}},
 		"nobody plays sound":                         {alice: samples{toBob(500, 0.05), sound(inbound, "2", "bob", 500, 0)}, bob: samples{atBob(500, 0), back}},
 		"no packets, and the speaker plays no sound": {alice: samples{toBob(500, 0.05), sound(inbound, "2", "bob", 500, 0)}, bob: samples{atBob(0, -1), back}, want: true},
+		"another stream of the speaker is heard": {
+			alice: samples{toBob(500, 0.05), sound(outbound, "7", "alice", 500, 0), backAtAlice},
+			bob:   samples{sound(inbound, "7", "alice", 500, 0), atBob(500, 0.05), back},
+		},
+		"an SSRC that another replaced": {alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{sound(inbound, "7", "alice", 0, -1), atBob(500, 0.05), back}},
+		"neither stream of the speaker is heard": {
+			alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{sound(inbound, "7", "alice", 0, -1), atBob(0, -1), back}, want: true,
+		},
 		"muted":                      {alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{atBob(500, 0), back}, silence: callscopev1.Silence_SILENCE_MUTED},
 		"on hold":                    {alice: samples{toBob(500, 0.05), backAtAlice}, bob: samples{atBob(0, -1), back}, silence: callscopev1.Silence_SILENCE_HELD},
 		"nothing works either way":   {alice: samples{toBob(500, 0.05), sound(inbound, "2", "bob", 0, -1)}, bob: samples{atBob(0, -1), back}},
