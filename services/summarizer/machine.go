@@ -184,7 +184,7 @@ func (m *Machine) entities(e *callscopev1.Enriched) (*conference, *participant, 
 func (m *Machine) fabricSample(e *callscopev1.Enriched, s *callscopev1.FabricSample) {
 	_, p, f := m.entities(e)
 	weight := weightOf(s.IntervalMs)
-	f.rtt = add(f.rtt, s.RttMs, weight, quality.RTTMsThreshold, max(bucketLimit(len(p.fabrics)), minBuckets))
+	f.rtt = add(f.rtt, s.RttMs, weight, quality.RTTMsThreshold, p.fabricBuckets())
 	p.add(measureRTT, s.RttMs, weight, quality.RTTMsThreshold)
 	p.add(measureBitrateIn, kbps(s.BytesReceived, s.IntervalMs), weight, 0)
 	p.add(measureBitrateOut, kbps(s.BytesSent, s.IntervalMs), weight, 0)
@@ -277,6 +277,13 @@ func (p *participant) addStream(f *fabric, key streamKey, raw int64, facts *call
 	f.streams = append(f.streams, st)
 	f.byKey[key] = st
 	p.streams++
+	if limit := bucketLimit(p.streams); limit < bucketLimit(p.streams-1) {
+		for _, f := range p.fabrics {
+			for _, st := range f.streams {
+				st.bound(limit)
+			}
+		}
+	}
 	return st
 }
 

@@ -65,6 +65,15 @@ func (m *measure) bound(buckets int) {
 	}
 }
 
+// bound keeps the stream's sketches small, also when nothing comes of it any more.
+func (st *streamState) bound(buckets int) {
+	for _, m := range []*measure{st.bitrate, st.loss, st.jitter, st.rtt, st.audioMOS, st.videoScore} {
+		if m != nil {
+			m.bound(buckets)
+		}
+	}
+}
+
 // weightOf is the weight of a sample: its interval in whole milliseconds, and
 // 1 where the interval is unknown, so that a lone value still shows.
 func weightOf(intervalMs *float64) uint64 {

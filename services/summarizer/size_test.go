@@ -77,6 +77,48 @@ func TestStateBytesPerParticipant(t *testing.T) {
 	}
 }
 
+// Who connects anew again and again has no more state than who has as many
+// streams at once: those that ended give way to the new ones.
+func TestStateBytesOfConnectingAnew(t *testing.T) {
+	l := newLog(t)
+	rng := rand.New(rand.NewPCG(1, 2))
+	wander := func(low, high float64) *float64 { return new(low * math.Pow(high/low, rng.Float64())) }
+	l.message()
+	l.participant(alice, present(0))
+	l.conference(room, openFacts())
+	for n := range 14 {
+		w := alice
+		w.connection = fmt.Sprint("c", n)
+		l.message()
+		l.fabric(w, &callscopev1.FabricFacts{StartedAtMs: begin, Outcome: setup, SetupDelayMs: new(200.0), DelaySource: "reported"})
+		for range 150 {
+			l.message()
+			l.path(w, &callscopev1.FabricSample{IntervalMs: new(10_000.0), RttMs: wander(20, 120)})
+			for k := range 4 {
+				s := &callscopev1.StreamSample{
+					Ssrc: fmt.Sprint(1_000_000_000 + 4*n + k), Direction: inbound, MediaType: "audio", OwnerUserId: "bob", Codec: "audio/opus",
+					IntervalMs: new(10_000 + 10*rng.Float64()), Packets: new(500.0), PacketsLost: new(float64(rng.IntN(8))), BitrateKbps: wander(20, 45), JitterMs: wander(4, 30),
+				}
+				if k >= 2 {
+					s.Direction, s.RttMs = outbound, wander(20, 120)
+				} else {
+					s.AudioMos, s.AudioLossPenalty = new(1+3.4*rng.Float64()), new(8*rng.Float64())
+				}
+				l.sample(w, s)
+			}
+			l.inputs = l.inputs[:0]
+		}
+	}
+	data, err := l.machine.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("14 fabrics of 4 streams, one after another: %d bytes", len(data))
+	if len(data) > 16<<10 {
+		t.Errorf("%d bytes of state for one participant, more than 16 KiB", len(data))
+	}
+}
+
 // Beyond what fits into 16 KB the state grows by no more than 256 bytes a stream,
 // of which no sketch is any more: a participant who receives 199 streams has
 // less than 64 KB (docs/explanation/architecture.md).

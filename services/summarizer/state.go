@@ -182,8 +182,16 @@ func (p *participant) fabric(identity *callscopev1.Identity, raw int64) *fabric 
 	}
 	p.fabrics = append(p.fabrics, f)
 	p.byUID[string(f.uid)] = f
+	for _, f := range p.fabrics {
+		if f.rtt != nil {
+			f.rtt.bound(p.fabricBuckets())
+		}
+	}
 	return f
 }
+
+// fabricBuckets is how many buckets the round-trip times of each fabric may use.
+func (p *participant) fabricBuckets() int { return max(bucketLimit(len(p.fabrics)), minBuckets) }
 
 // touch notes that a raw record says something of the entity.
 func (p *progress) touch(raw int64) { p.lastRaw = max(p.lastRaw, raw) }
