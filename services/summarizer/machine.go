@@ -263,7 +263,7 @@ func (m *Machine) streamSample(e *callscopev1.Enriched, s *callscopev1.StreamSam
 			p.add(measureAudioMOS, s.AudioMos, weight, quality.AudioMOSThreshold)
 		}
 	case "video":
-		if silent {
+		if silent || s.IntervalMs == nil { // nobody knows what was off in it
 			return
 		}
 		if score := st.scoreVideo(s, loss, weight, limit, c.viewOf(p, f, st)); score != nil {

@@ -259,6 +259,19 @@ func TestAudioScores(t *testing.T) {
 	}
 }
 
+// Whether a picture was off on purpose is not known of an interval of unknown
+// length: it is not scored.
+func TestVideoOfUnknownTimeIsNotScored(t *testing.T) {
+	l := newLog(t)
+	twoUsers(l)
+	l.sample(alice, &callscopev1.StreamSample{
+		Ssrc: "6", Direction: inbound, MediaType: "video", OwnerUserId: "bob", Packets: new(100.0), FrameRate: new(3.0),
+	})
+	if d := scoreOf(l, alice, "6"); d != nil {
+		t.Errorf("score %v, want none", d)
+	}
+}
+
 // A picture that somebody switched off on purpose is not scored.
 func TestVideoInSilenceIsNotScored(t *testing.T) {
 	for silence, want := range map[callscopev1.Silence]*float64{
