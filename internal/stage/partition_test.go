@@ -373,6 +373,33 @@ func TestGapOfOriginsStopsThePartition(t *testing.T) {
 	r.mustWorkUntilGap("output 3/0")
 }
 
+// Whoever began in the middle of a topic has accepted nothing yet. If it ends
+// before its second snapshot, the next owner still begins in the middle.
+func TestBeginsInTheMiddleAgain(t *testing.T) {
+	cfg := totalsConfig()
+	first := newRig(t)
+	first.send("event", "event", "event")
+	first.mustWork()
+
+	r := newRig(t, func(c *stage.Config) { *c = cfg; c.StartWithoutState = true })
+	records := first.log.Records(first.cfg.OutputTopic)
+	r.append(cfg.InputTopic, records...)
+	r.log.DeleteBefore(cfg.InputTopic, 1)
+	for len(r.manifests()) == 0 {
+		if err := r.p.Advance(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m := r.manifests()[0]; m.InputOffset != 1 {
+		t.Fatalf("the first snapshot is of offset %d", m.InputOffset)
+	}
+	r.restart(func(c *stage.Config) { c.StartWithoutState = false })
+	r.mustWork()
+	if r.p.Next() != int64(len(records)) {
+		t.Errorf("stands at %d of %d", r.p.Next(), len(records))
+	}
+}
+
 func (r *rig) mustWorkUntilGap(message string) {
 	r.t.Helper()
 	if err := r.until(stage.ErrGap, 0); !strings.Contains(err.Error(), message) {

@@ -71,12 +71,12 @@ func (p *Partition) restore(ctx context.Context) error {
 				ErrRefused, m.SnapshotUid, m.InputOffset, m.FormatVersion, err)
 		}
 	}
-	filter := FilterAfter(fromProto(m.GetLastInputOrigin()))
 	if m == nil {
 		next = start
-		if start > 0 {
-			filter = OpenFilter()
-		}
+	}
+	filter := FilterAfter(fromProto(m.GetLastInputOrigin()))
+	if next > 0 && m.GetLastInputOrigin() == nil {
+		filter = OpenFilter() // began in the middle, and has accepted nothing yet
 	}
 
 	p.folder, p.filter, p.next = f, filter, next
