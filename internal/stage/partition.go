@@ -119,6 +119,10 @@ type Partition struct {
 	tickerFollowed bool
 	tickedAt       time.Duration
 	ticked         bool
+	// While nothing waits for time the ticker's clock stands still: what begins
+	// after a rest must not be given the time before it.
+	resting bool
+	rested  time.Duration
 
 	committed   int64
 	committedAt time.Duration
@@ -233,8 +237,12 @@ func (p *Partition) advanceStop(ctx context.Context) error {
 // plus one is fetched again before it is an alarm.
 func (p *Partition) fetch(ctx context.Context) error {
 	wait := fetchWait
-	if p.ticking() != nil && p.ticking().WantsTicks() {
+	switch m := p.ticking(); {
+	case m == nil:
+	case m.WantsTicks():
 		wait = min(wait, max(p.tickedAt+tickInterval-p.env.Monotonic(), time.Millisecond))
+	default:
+		p.resting = true
 	}
 	batch, err := p.env.Log.Fetch(ctx, p.cfg.InputTopic, p.number, p.next, p.cfg.FetchBytes, wait)
 	if errors.Is(err, stream.ErrOffsetOutOfRange) {

@@ -708,6 +708,18 @@ func TestTicks(t *testing.T) {
 	if _, later := r.ticks(); len(later) != len(ms) {
 		t.Error("ticks go on although nothing waits for time")
 	}
+	// While nothing waits for time none passes: what begins after a rest of any
+	// length is not older than the time since the tick before.
+	r.send("event")
+	r.mustWork()
+	if _, later := r.ticks(); len(later) != len(ms)+1 || later[len(later)-1]-ms[len(ms)-1] > 1000 {
+		t.Errorf("after a rest of a minute the ticks are %d", later[len(ms)-1:])
+	}
+	r.now += time.Second
+	r.mustWork()
+	if _, later := r.ticks(); later[len(later)-1]-later[len(later)-2] != 1000 {
+		t.Errorf("a second later the ticks are %d", later[len(ms)-1:])
+	}
 	r.check()
 
 	// The next assignment is another ticker.

@@ -27,12 +27,16 @@ func (p *Partition) tickDue() bool {
 
 func (p *Partition) tick(ctx context.Context) error {
 	now := p.env.Monotonic()
+	if p.resting && p.ticked {
+		p.rested += now - p.tickedAt
+	}
+	p.resting = false
 	// A tick that failed is not repeated; the next one carries its time too.
 	p.ticked, p.tickedAt = true, now
 	raw := &callscopev1.Raw{
 		Uid: p.env.NewUID(),
 		Payload: &callscopev1.Raw_Tick{Tick: &callscopev1.Tick{
-			TickerUid: p.tickerUID, MonotonicMs: now.Milliseconds(), WallMs: p.env.Now().UnixMilli(),
+			TickerUid: p.tickerUID, MonotonicMs: (now - p.rested).Milliseconds(), WallMs: p.env.Now().UnixMilli(),
 		}},
 	}
 	value, err := raw.MarshalVT()

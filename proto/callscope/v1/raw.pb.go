@@ -977,8 +977,9 @@ type Tick struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Fresh for each assignment of the partition.
 	TickerUid []byte `protobuf:"bytes,1,opt,name=ticker_uid,json=tickerUid,proto3" json:"ticker_uid,omitempty"`
-	// The ticking process' monotonic clock. Only differences between ticks of
-	// one ticker mean anything.
+	// The ticking process' monotonic clock, which stands still while it writes no
+	// ticks because nothing waits for time. Only differences between ticks of one
+	// ticker mean anything.
 	MonotonicMs int64 `protobuf:"varint,2,opt,name=monotonic_ms,json=monotonicMs,proto3" json:"monotonic_ms,omitempty"`
 	// The ticking process' wall clock, for people who read the topic.
 	WallMs        int64 `protobuf:"varint,3,opt,name=wall_ms,json=wallMs,proto3" json:"wall_ms,omitempty"`
