@@ -194,11 +194,13 @@ func (s *step) streamSample(st *rtpStream, direction callscopev1.Direction, rtp,
 	if len(st.s.Counters) != counters {
 		interval = delta{before: make([]float64, counters), now: now, ms: s.sinceSetUp()}
 	} else {
-		ms := reportTimeMs - st.s.ReportTimeMs
-		if ms <= 0 {
-			return sample // the same report again, or one that was overtaken
+		interval = delta{before: st.s.Counters, now: now, ms: reportTimeMs - st.s.ReportTimeMs}
+		if interval.ms <= 0 {
+			if !interval.grew(monotone) {
+				return sample // the same report again, or one that was overtaken
+			}
+			interval.ms = math.NaN() // the browser's clock was set back
 		}
-		interval = delta{before: st.s.Counters, now: now, ms: ms}
 		interval.reset = interval.fell(monotone)
 		if now[countRTTMeasurements] < st.s.Counters[countRTTMeasurements] && direction == callscopev1.Direction_DIRECTION_OUTBOUND {
 			interval.before = slices.Clone(interval.before)
@@ -289,6 +291,16 @@ func (d delta) fell(end int) bool {
 		}
 	}
 	return false
+}
+
+// grew tells whether one of the counters before end is higher than it was, and
+// none lower: the report is the later one, whatever its time says.
+func (d delta) grew(end int) bool {
+	grew := false
+	for i := range end {
+		grew = grew || d.now[i] > d.before[i]
+	}
+	return grew && !d.fell(end)
 }
 
 // fill adds to the sample what needs a difference. NaN, which an unknown value
@@ -465,7 +477,10 @@ func (s *step) fabricSample(stats *callscopev1.Stats) *callscopev1.FabricSample 
 		interval.before = slices.Clone(state.TransportCounters)
 		interval.ms = reportTimeMs - state.ReportTimeMs
 		if interval.ms <= 0 {
-			return sample
+			if source == state.BytesSourceId && !interval.grew(transportCounters) {
+				return sample // the same report again, or one that was overtaken
+			}
+			interval.ms = math.NaN() // the browser's clock was set back
 		}
 		if pairID != "" && state.PairId != "" && pairID != state.PairId && s.f.open() {
 			state.Facts.PairChanges++

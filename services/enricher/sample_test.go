@@ -192,6 +192,49 @@ func TestCountersThatBeginAnew(t *testing.T) {
 	same(t, "interval under another id", moved.IntervalMs, 5_000)
 }
 
+// A browser's clock that is set back makes one interval of unknown length, and
+// nothing is lost of what was counted.
+func TestClockSetBack(t *testing.T) {
+	p, alice, _ := newPair(t)
+	alice.begin("f", "bob")
+	skewMs := int64(0)
+	report := func(n float64) (stream *callscopev1.StreamSample, path *callscopev1.FabricSample) {
+		p.wait(5_000)
+		timestampMs := float64(captureBaseMs + p.nowMs + skewMs)
+		rtp := inbound("7", 100*n, n, 10_000*n)
+		rtp.TimestampMs = timestampMs
+		raw := alice.message("stats", "f", "bob")
+		raw.Payload = &callscopev1.Raw_Stats{Stats: &callscopev1.Stats{
+			Rtp: []*callscopev1.RtpStats{rtp}, ReportTimeMs: timestampMs,
+			CandidatePairs: []*callscopev1.CandidatePairStats{{Id: "1", Selected: true, TimestampMs: timestampMs, BytesReceived: proto.Float64(11_000 * n)}},
+		}}
+		for _, e := range alice.send(raw) {
+			if e.GetStreamSample() != nil {
+				stream = e.GetStreamSample()
+			}
+			if e.GetFabricSample() != nil {
+				path = e.GetFabricSample()
+			}
+		}
+		return stream, path
+	}
+	report(1)
+	skewMs = -3_600_000
+	s, path := report(2)
+	same(t, "packets when the clock was set back", s.Packets, 100)
+	same(t, "loss when the clock was set back", s.Loss, 1.0/101)
+	same(t, "interval when the clock was set back", s.IntervalMs, math.NaN())
+	same(t, "bitrate when the clock was set back", s.BitrateKbps, math.NaN())
+	same(t, "received when the clock was set back", path.BytesReceived, 11_000)
+	same(t, "transport's interval when the clock was set back", path.IntervalMs, math.NaN())
+	s, path = report(3)
+	same(t, "packets after that", s.Packets, 100)
+	same(t, "interval after that", s.IntervalMs, 5_000)
+	same(t, "bitrate after that", s.BitrateKbps, 16)
+	same(t, "received after that", path.BytesReceived, 11_000)
+	same(t, "transport's interval after that", path.IntervalMs, 5_000)
+}
+
 func TestWhatThePeerSays(t *testing.T) {
 	p, alice, _ := newPair(t)
 	alice.begin("f", "bob")
