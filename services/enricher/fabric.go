@@ -301,7 +301,10 @@ func (f *fabric) iceEvent(eventType string, event *callscopev1.IceEvent, timeMs 
 		f.setUp(timeMs, receivedAtMs, false)
 		f.setIceFailed(true)
 	case eventIceFailed:
-		f.setIceFailed(true)
+		// An app may report it of a connection whose ICE state is another.
+		if event.CurrIceConnectionState == "" {
+			f.setIceFailed(true)
+		}
 		if !f.peerHasLeft() {
 			f.failed(functionIceConnectionFailure, reasonIceConnectionFailure, event.DelayMs, timeMs)
 		}

@@ -608,6 +608,14 @@ func TestFabricOutcomes(t *testing.T) {
 			c.ice("", "f", "bob", "checking", "connected")
 			c.ice("iceFailed", "f", "bob", "disconnected", "failed")
 		}, outcome{outcome: "dropped"}},
+		{"iceFailed reported while connected", func(p *partition, c *client) {
+			c.ice("", "f", "bob", "checking", "connected")
+			c.ice("iceFailed", "f", "bob", "checking", "connected")
+		}, outcome{outcome: "setup"}},
+		{"iceFailed after set-up, states unknown", func(p *partition, c *client) {
+			c.ice("", "f", "bob", "checking", "connected")
+			c.ice("iceFailed", "f", "bob", "", "")
+		}, outcome{outcome: "dropped"}},
 		{"dropped and back", func(p *partition, c *client) {
 			c.ice("", "f", "bob", "checking", "connected")
 			c.ice("fabricDropped", "f", "bob", "disconnected", "failed")
