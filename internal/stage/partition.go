@@ -115,10 +115,10 @@ type Partition struct {
 	mayDelete     bool       // we have just been told that we own the partition
 
 	// Ticks.
-	tickerUID      []byte
-	tickerFollowed bool
-	tickedAt       time.Duration
-	ticked         bool
+	tickerUID    []byte
+	tickerOffset int64 // of the latest tick of this uid that was acknowledged, -1: none
+	tickedAt     time.Duration
+	ticked       bool
 	// While nothing waits for time the ticker's clock stands still: what begins
 	// after a rest must not be given the time before it.
 	resting bool
@@ -147,7 +147,7 @@ type badRecord struct {
 func (s *Stage) NewPartition(number int32, env Env) *Partition {
 	return &Partition{
 		cfg: s.cfg, env: env, number: number, metrics: s.metrics.of(number),
-		setAside: map[int64]struct{}{}, tickerUID: env.NewUID(), committed: -1, snapshotNext: -1,
+		setAside: map[int64]struct{}{}, tickerUID: env.NewUID(), tickerOffset: -1, committed: -1, snapshotNext: -1,
 	}
 }
 

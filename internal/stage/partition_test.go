@@ -740,13 +740,7 @@ func TestSupersededTicker(t *testing.T) {
 			r.now += time.Second
 			r.mustWork()
 			ours, _ := r.ticks()
-			value, err := (&callscopev1.Raw{Uid: []byte("other tick's uid"), Payload: &callscopev1.Raw_Tick{
-				Tick: &callscopev1.Tick{TickerUid: []byte("another ticker"), MonotonicMs: 7},
-			}}).MarshalVT()
-			if err != nil {
-				t.Fatal(err)
-			}
-			r.append(r.cfg.InputTopic, stream.Record{Value: value})
+			r.tickOfAnother()
 			if !owner {
 				r.log.Fail = func(call, _ string) error {
 					if call == "commit" {
@@ -773,6 +767,42 @@ func TestSupersededTicker(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The tick of another may come right behind our first one, and both be read at
+// once: the state has then followed ours, though nobody saw it.
+func TestSupersededAtOnce(t *testing.T) {
+	r := newRig(t)
+	r.send("event")
+	for {
+		if err := r.p.Advance(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if ours, _ := r.ticks(); len(ours) == 1 {
+			break
+		}
+	}
+	r.tickOfAnother()
+	for range 3 {
+		r.mustWork()
+		r.now += time.Second
+	}
+	tickers, _ := r.ticks()
+	if last := tickers[len(tickers)-1]; last == tickers[0] || last == "another ticker" {
+		t.Errorf("ticks as %q after being superseded", tickers)
+	}
+	r.check()
+}
+
+func (r *rig) tickOfAnother() {
+	r.t.Helper()
+	value, err := (&callscopev1.Raw{Uid: []byte("other tick's uid"), Payload: &callscopev1.Raw_Tick{
+		Tick: &callscopev1.Tick{TickerUid: []byte("another ticker"), MonotonicMs: 7},
+	}}).MarshalVT()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.append(r.cfg.InputTopic, stream.Record{Value: value})
 }
 
 func TestLag(t *testing.T) {

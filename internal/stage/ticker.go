@@ -43,25 +43,20 @@ func (p *Partition) tick(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("encoding tick: %w", err)
 	}
-	if _, err := p.env.Log.Append(ctx, p.cfg.InputTopic, p.number, []stream.Record{{Value: value}}); err != nil {
+	offset, err := p.env.Log.Append(ctx, p.cfg.InputTopic, p.number, []stream.Record{{Value: value}})
+	if err != nil {
 		return fmt.Errorf("writing a tick: %w", err)
 	}
+	p.tickerOffset = offset
 	p.metrics.ticks.Inc()
 	return nil
 }
 
-// superseded reports whether the state has followed our ticker and now follows
-// another one.
+// superseded reports whether a tick of ours was stepped and the state follows
+// another ticker nevertheless: it has followed ours, or refused to.
 func (p *Partition) superseded() bool {
 	m := p.ticking()
-	if m == nil {
-		return false
-	}
-	if bytes.Equal(m.Ticker(), p.tickerUID) {
-		p.tickerFollowed = true
-		return false
-	}
-	return p.tickerFollowed
+	return m != nil && p.tickerOffset >= 0 && p.tickerOffset < p.next && !bytes.Equal(m.Ticker(), p.tickerUID)
 }
 
 // renewTicker takes a fresh ticker uid, but only as owner of the partition: a
@@ -71,6 +66,6 @@ func (p *Partition) renewTicker(ctx context.Context) error {
 	if err := p.commit(ctx); err != nil {
 		return fmt.Errorf("renewing the ticker: %w", err)
 	}
-	p.tickerUID, p.tickerFollowed, p.ticked = p.env.NewUID(), false, false
+	p.tickerUID, p.tickerOffset, p.ticked = p.env.NewUID(), -1, false
 	return nil
 }
