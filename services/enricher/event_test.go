@@ -5,6 +5,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
 
@@ -84,6 +85,11 @@ func TestFailureRowsHaveSDPs(t *testing.T) {
 	failure = alice.fail("fabricSetupFailed", "createOffer", "NegotiationFailure", "f", "bob", 5)[0].GetEvent().GetFailure()
 	if len(failure.LocalSdp) != maxSDPBytes || !failure.Truncated || failure.RemoteSdp != "remote" {
 		t.Errorf("local %d bytes, truncated %v", len(failure.LocalSdp), failure.Truncated)
+	}
+	sdp("", "x"+strings.Repeat("ä", maxSDPBytes/2))
+	failure = alice.fail("fabricSetupFailed", "createOffer", "NegotiationFailure", "f", "bob", 5)[0].GetEvent().GetFailure()
+	if len(failure.RemoteSdp) != maxSDPBytes-1 || !utf8.ValidString(failure.RemoteSdp) {
+		t.Errorf("remote %d bytes, ending with %q", len(failure.RemoteSdp), failure.RemoteSdp[len(failure.RemoteSdp)-3:])
 	}
 	raw := alice.message("fabricSetupFailed", "f", "bob")
 	raw.Payload = &callscopev1.Raw_Failure{Failure: &callscopev1.Failure{Function: "createOffer", LocalSdp: "own", Message: `{"message":"m","name":"N","stack":"S"}`}}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/flate"
 	"io"
+	"unicode/utf8"
 
 	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
 )
@@ -58,5 +59,9 @@ func (f *fabric) cut(sdp string) string {
 		return sdp
 	}
 	f.s.SdpTruncated = true
-	return sdp[:maxSDPBytes]
+	end := maxSDPBytes
+	for !utf8.RuneStart(sdp[end]) { // valid text, so at most three times
+		end--
+	}
+	return sdp[:end]
 }
