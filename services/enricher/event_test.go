@@ -201,6 +201,16 @@ func TestWhatIsLearntOfAParticipant(t *testing.T) {
 	if facts := newestParticipant(p, "carol"); facts.Country != "" || facts.Network != "" {
 		t.Errorf("facts %v", facts)
 	}
+	// Nor by what was known before it said so.
+	dave := &client{p: p, room: "room", user: "dave", device: "d"}
+	alive = dave.message("userAlive", "", "")
+	alive.Observed = &callscopev1.Observed{Country: "FI", Network: "Example Oy"}
+	dave.send(alive)
+	raw.Claimed.UserId, raw.Uid = "dave", nil
+	dave.send(raw)
+	if facts := newestParticipant(p, "dave"); facts.Country != "" || facts.Network != "" {
+		t.Errorf("facts %v", facts)
+	}
 }
 
 func TestOwnersOfStreams(t *testing.T) {

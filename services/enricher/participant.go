@@ -186,6 +186,10 @@ func (p *participant) learn(raw *callscopev1.Raw, agents *userAgents) {
 	p.setOnce(&facts.IpMasked, observed.IpMasked, joined != nil)
 	if joined != nil {
 		p.s.GeoIpDisabled = joined.GetDisableGeoIp()
+		if p.s.GeoIpDisabled && facts.Country+facts.Network != "" {
+			facts.Country, facts.Network = "", ""
+			p.changed = true
+		}
 	}
 	if !p.s.GeoIpDisabled {
 		p.setOnce(&facts.Country, observed.Country, joined != nil)
