@@ -9,6 +9,10 @@ import (
 	callscopev1 "github.com/callscope/callscope/proto/callscope/v1"
 )
 
+// maxPresences bounds the presence intervals of a participant. Whoever comes
+// back more often goes on with the last one; joins are counted on.
+const maxPresences = 1_000
+
 // participant is one endpoint of a user in one conference.
 type participant struct {
 	c            *conference
@@ -42,7 +46,11 @@ func (p *participant) enter(receivedAtMs int64) {
 	facts.Present = true
 	facts.LeftReason = ""
 	facts.Joins++
-	facts.Intervals = append(facts.Intervals, &callscopev1.PresenceInterval{JoinedAtMs: receivedAtMs})
+	if n := len(facts.Intervals); n < maxPresences {
+		facts.Intervals = append(facts.Intervals, &callscopev1.PresenceInterval{JoinedAtMs: receivedAtMs})
+	} else {
+		facts.Intervals[n-1].LeftAtMs, facts.Intervals[n-1].LeftReason = nil, ""
+	}
 	p.changed = true
 	p.stay()
 	p.c.s.Present++

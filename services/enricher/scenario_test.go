@@ -548,6 +548,26 @@ func TestUserLeft(t *testing.T) {
 	expect(t, fabricLines(p), "alice a1 setup 500 computed 5500 userLeft", "alice a2 aborted NaN  10500 userLeft")
 }
 
+// Whoever comes and goes for ever does not make the state grow for ever.
+func TestPresenceIsBounded(t *testing.T) {
+	p, alice, bob := newPair(t)
+	bob.begin("b1", "alice")
+	for range maxPresences + 10 {
+		alice.join()
+		alice.left("", "")
+		bob.alive("b1", "alice")
+	}
+	p.wait(1_000)
+	alice.join()
+	p.wait(2_000)
+	alice.left("", "")
+	facts := newestParticipant(p, "alice")
+	last := facts.Intervals[len(facts.Intervals)-1]
+	if len(facts.Intervals) != maxPresences || facts.Joins != maxPresences+11 || last.GetLeftAtMs() != captureBaseMs+p.nowMs || last.LeftReason != "userLeft" {
+		t.Errorf("%d intervals of %d, the last %v", len(facts.Intervals), facts.Joins, last)
+	}
+}
+
 func TestFabricOutcomes(t *testing.T) {
 	type outcome struct {
 		outcome          string
