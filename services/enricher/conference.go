@@ -64,17 +64,19 @@ func (c *conference) timer() *timer     { return &c.t }
 func (c *conference) end(aliveMs int64) {
 	facts := c.s.Facts
 	facts.State = callscopev1.ConferenceState_CONFERENCE_STATE_ENDED
-	facts.EndedAtMs = proto.Int64(facts.StartedAtMs)
+	var latest *callscopev1.PresenceInterval
 	for _, p := range c.participants {
 		intervals := p.s.Facts.Intervals
 		if len(intervals) == 0 {
 			continue
 		}
-		if last := intervals[len(intervals)-1]; last.GetLeftAtMs() >= *facts.EndedAtMs {
-			facts.EndedAtMs = proto.Int64(last.GetLeftAtMs())
-			facts.EndReason = last.LeftReason
+		if last := intervals[len(intervals)-1]; latest == nil || last.GetLeftAtMs() >= latest.GetLeftAtMs() {
+			latest = last
 		}
 	}
+	// Of two gateways one may be behind: nothing ends before it began.
+	facts.EndedAtMs = proto.Int64(max(facts.StartedAtMs, latest.GetLeftAtMs()))
+	facts.EndReason = latest.GetLeftReason()
 	facts.RevisionReason = ""
 	if facts.Reopened > 0 {
 		facts.RevisionReason = revisionReopened

@@ -529,6 +529,23 @@ func TestWrongClocks(t *testing.T) {
 	}
 }
 
+// A gateway whose clock is ahead changes times, and nothing else.
+func TestConferenceThatBeganAtAFastGateway(t *testing.T) {
+	p, alice, _ := newPair(t)
+	raw := alice.message("userJoined", "", "")
+	raw.Observed = &callscopev1.Observed{ReceivedAtMs: captureBaseMs + 600_000}
+	raw.Payload = &callscopev1.Raw_UserJoined{UserJoined: &callscopev1.UserJoined{}}
+	alice.send(raw)
+	p.wait(5_000)
+	alice.left("", "")
+	p.wait(60_000)
+	for _, e := range p.outputs {
+		if c := e.GetConference(); c != nil && c.EndedAtMs != nil && (c.EndReason != "userLeft" || c.GetEndedAtMs() != c.StartedAtMs) {
+			t.Errorf("ended %v", c)
+		}
+	}
+}
+
 func TestUserLeft(t *testing.T) {
 	p, alice, _ := newPair(t)
 	alice.begin("a1", "bob")
