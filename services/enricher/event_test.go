@@ -253,6 +253,22 @@ func TestOwnersOfStreams(t *testing.T) {
 	association := alice.message("associateMstWithUserID", "f", "bob")
 	association.Payload = &callscopev1.Raw_Association{Association: &callscopev1.Association{Ssrc: "3", UserId: "grace", UsageLabel: "screen"}}
 	expect(t, owner(alice.send(association)), "3 grace association screen")
+	// The same holds of what is said before a stream's first report: a label
+	// alone takes no owner away, and the latest word counts, also when it is of
+	// both directions.
+	ssrcMap(&callscopev1.SsrcMapEntry{Ssrc: "4", StreamType: "inbound", RemoteUserId: "carol"})
+	ssrcMap(&callscopev1.SsrcMapEntry{Ssrc: "4", StreamType: "inbound", UsageLabel: "cam"})
+	expect(t, owner(report("4", nil)), "4 carol ssrc_map cam")
+	ssrcMap(&callscopev1.SsrcMapEntry{Ssrc: "5", StreamType: "inbound", RemoteUserId: "carol", UsageLabel: "cam"})
+	later := proto.CloneOf(association)
+	later.Uid, later.GetAssociation().Ssrc = nil, "5"
+	alice.send(later)
+	expect(t, owner(report("5", nil)), "5 grace association screen")
+	later = proto.CloneOf(association)
+	later.Uid, later.GetAssociation().Ssrc = nil, "6"
+	alice.send(later)
+	ssrcMap(&callscopev1.SsrcMapEntry{Ssrc: "6", StreamType: "inbound", UsageLabel: "cam"})
+	expect(t, owner(report("6", nil)), "6 grace association cam")
 	// What a sample says is what holds by then.
 	for _, e := range report("3", nil) {
 		if s := e.GetStreamSample(); s != nil && (s.OwnerUserId != "grace" || s.UsageLabel != "screen") {

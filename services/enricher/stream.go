@@ -47,7 +47,9 @@ func (s *step) streamOf(f *fabric, direction callscopev1.Direction, rtp *callsco
 		f.indexStream(st)
 		f.s.Streams = append(f.s.Streams, st.s)
 		st.own(f.defaultOwner(direction))
-		st.own(f.takeOwner(key))
+		// What was said before: of both directions, then of this one.
+		st.own(f.owners[streamKey{ssrc: key.ssrc}])
+		st.own(f.owners[key])
 	}
 	facts := st.s.Facts
 	changed := isNew
@@ -127,14 +129,6 @@ func associated(source callscopev1.OwnerSource) bool {
 	return source == callscopev1.OwnerSource_OWNER_SOURCE_ASSOCIATION || source == callscopev1.OwnerSource_OWNER_SOURCE_SSRC_MAP
 }
 
-// takeOwner returns what was said of the stream before its first report.
-func (f *fabric) takeOwner(key streamKey) *callscopev1.EnricherOwner {
-	if owner := f.owners[key]; owner != nil {
-		return owner
-	}
-	return f.owners[streamKey{ssrc: key.ssrc}]
-}
-
 // associate gives streams to users, now or when they are first reported.
 func (s *step) associate(f *fabric, owner *callscopev1.EnricherOwner) {
 	for _, direction := range []callscopev1.Direction{
@@ -143,19 +137,34 @@ func (s *step) associate(f *fabric, owner *callscopev1.EnricherOwner) {
 		if owner.Direction != callscopev1.Direction_DIRECTION_UNSPECIFIED && owner.Direction != direction {
 			continue
 		}
-		if st := f.streams[streamKey{owner.Ssrc, direction}]; st != nil && st.own(owner) {
+		key := streamKey{owner.Ssrc, direction}
+		if st := f.streams[key]; st != nil && st.own(owner) {
 			s.streamChanged(st)
+		}
+		// What is said of one direction goes before what is said of both.
+		if known := f.owners[key]; known != nil && direction != owner.Direction {
+			replaceOwner(known, owner)
 		}
 	}
 	known := f.owners[streamKey{owner.Ssrc, owner.Direction}]
 	switch {
 	case known != nil:
-		known.UserId, known.Source, known.UsageLabel = owner.UserId, owner.Source, owner.UsageLabel
+		replaceOwner(known, owner)
 	case len(f.owners) >= maxStreams:
 		s.m.counts.StreamsOverLimit++
 	default:
 		f.indexOwner(owner)
 		f.s.Owners = append(f.s.Owners, owner)
+	}
+}
+
+// replaceOwner takes over what the newer association says.
+func replaceOwner(known, newer *callscopev1.EnricherOwner) {
+	if newer.UserId != "" {
+		known.UserId, known.Source = newer.UserId, newer.Source
+	}
+	if newer.UsageLabel != "" {
+		known.UsageLabel = newer.UsageLabel
 	}
 }
 
