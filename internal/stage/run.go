@@ -122,9 +122,9 @@ func (s *Stage) Run(ctx context.Context) error {
 	return nil
 }
 
-// Ready returns nil when the stage is a member of its group and every
-// partition that it has is restored and moving, and otherwise an error that
-// says which is not and why.
+// Ready returns nil when the stage has found its topics and every partition that
+// it has is restored and moving, and otherwise an error that says which is not
+// and why. It does not know whether the group has given it any yet.
 func (s *Stage) Ready() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
