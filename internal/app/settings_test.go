@@ -141,3 +141,26 @@ func TestLocalSecret(t *testing.T) {
 		t.Errorf("two installations have one secret: %v", err)
 	}
 }
+
+// Kubernetes puts a group of variables into every container of a namespace for every service of it, whatever its name
+// is; those of a service that is called callscope or callscope-gateway are no settings and no mistyped ones.
+func TestVariablesOfKubernetes(t *testing.T) {
+	for _, name := range []string{"CALLSCOPE", "CALLSCOPE_GATEWAY", "CALLSCOPE_KAFKA", "CALLSCOPE_KAFKA_BROKERS", "CALLSCOPE_CLICKHOUSE", "CALLSCOPE_ADMIN", "CALLSCOPE_APPS"} {
+		environ := []string{name + "_SERVICE_HOST=10.0.0.1", name + "_SERVICE_PORT=8080", name + "_SERVICE_PORT_HTTP=8080", name + "_PORT=tcp://10.0.0.1:8080",
+			name + "_PORT_8080_TCP=tcp://10.0.0.1:8080", name + "_PORT_8080_TCP_PROTO=tcp", name + "_PORT_8080_TCP_PORT=8080", name + "_PORT_8080_TCP_ADDR=10.0.0.1"}
+		if _, err := loadSettings(config.Sources{Environ: environ}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// What stands in no section is set by its own name.
+func TestVariablesWithoutSection(t *testing.T) {
+	s, err := loadSettings(config.Sources{Environ: []string{"CALLSCOPE_DATA_DIR=/somewhere", `CALLSCOPE_APPS=[{"id":"1","secrets":["x"]}]`}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.DataDir != "/somewhere" || len(s.Apps) != 1 || s.loaded.Origin("data_dir") != "environment variable CALLSCOPE_DATA_DIR" {
+		t.Errorf("data_dir %q of %s, apps %v", s.DataDir, s.loaded.Origin("data_dir"), s.Apps)
+	}
+}

@@ -50,8 +50,8 @@ type Loaded struct {
 const OriginDefault = "default"
 
 // Load puts the settings of src over the defaults in target, a pointer to a struct whose fields have koanf tags.
-// Environment variables without a double underscore are ignored unless they look like a mistyped setting, because
-// container platforms make such variables by themselves (CALLSCOPE_GATEWAY_PORT). The error is an *Error that has every
+// Environment variables without a double underscore that are no setting outside of all sections are ignored unless they
+// look like a mistyped setting, because container platforms make such variables by themselves (CALLSCOPE_GATEWAY_PORT). The error is an *Error that has every
 // problem found.
 func Load(target any, src Sources) (*Loaded, error) {
 	l := &Loaded{fields: fieldsOf(target), origins: make(map[string]string)}
@@ -107,10 +107,10 @@ func (l *Loaded) envLayer(src Sources) (layer, []string) {
 		EnvironFunc: func() []string { return src.Environ },
 		TransformFunc: func(name, value string) (string, any) {
 			key := strings.ToLower(strings.ReplaceAll(strings.TrimPrefix(name, EnvPrefix), "__", "."))
-			if strings.Contains(key, ".") {
+			if strings.Contains(key, ".") || l.known(key) {
 				return key, value
 			}
-			if near := l.nearest(strings.ReplaceAll(key, "_", "."), 2); !otherVariables[name] && near != "" {
+			if near := l.nearest(key, 2); !otherVariables[name] && near != "" {
 				problems = append(problems, fmt.Sprintf("environment variable %s is no setting; did you mean %s?", name, envName(near)))
 			}
 			return "", nil
@@ -241,12 +241,9 @@ func (l *Loaded) nearest(key string, limit int) string {
 			names = append(names, f.key+fileSuffix)
 		}
 		for _, name := range names {
-			d := editDistance(key, name)
+			d := min(editDistance(key, name), editDistance(letters.Replace(key), letters.Replace(name)))
 			if lastPart(key) == lastPart(name) {
 				d = min(d, 1)
-			}
-			if strings.NewReplacer(".", "", "_", "").Replace(key) == strings.NewReplacer(".", "", "_", "").Replace(name) {
-				d = 0
 			}
 			if d < bestDistance {
 				best, bestDistance = name, d
@@ -255,6 +252,9 @@ func (l *Loaded) nearest(key string, limit int) string {
 	}
 	return best
 }
+
+// letters takes out of a key what environment variables write in one way only.
+var letters = strings.NewReplacer(".", "", "_", "")
 
 func lastPart(key string) string { return key[strings.LastIndexByte(key, '.')+1:] }
 
