@@ -284,19 +284,30 @@ func (p *process) startSink(ctx context.Context) error {
 		return err
 	}
 	s.HonourErasures(erased)
-	return p.group.start(ctx, service{name: "sink", run: s.Run, ready: s.Ready})
+	return p.group.start(ctx, service{name: "sink", run: s.Run, ready: p.member(stream.GroupSink, s.Ready)})
 }
 
 func (p *process) startEnricher(ctx context.Context) error {
 	cfg := enricher.Config{SnapshotInterval: p.Enricher.SnapshotInterval, StartWithoutState: p.Enricher.StartWithoutState}
 	e := enricher.New(cfg, p.client, p.log, p.reg)
-	return p.group.start(ctx, service{name: "enricher", run: e.Run, ready: e.Ready})
+	return p.group.start(ctx, service{name: "enricher", run: e.Run, ready: p.member(stream.GroupEnricher, e.Ready)})
 }
 
 func (p *process) startSummarizer(ctx context.Context) error {
 	cfg := summarizer.Config{SnapshotInterval: p.Summarizer.SnapshotInterval, StartWithoutState: p.Summarizer.StartWithoutState}
 	s := summarizer.New(cfg, p.client, p.log, p.reg)
-	return p.group.start(ctx, service{name: "summarizer", run: s.Run, ready: s.Ready})
+	return p.group.start(ctx, service{name: "summarizer", run: s.Run, ready: p.member(stream.GroupSummarizer, s.Ready)})
+}
+
+// member makes a consumer's readiness check say too when it is not in its group, as while Kafka is away: then it has no
+// partitions, of which nothing can be wrong.
+func (p *process) member(groupID string, ready func() error) func() error {
+	return func() error {
+		if err := p.client.Outside(groupID); err != nil {
+			return err
+		}
+		return ready()
+	}
 }
 
 // closed makes a readiness check of a channel that is closed when something is ready.

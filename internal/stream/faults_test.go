@@ -522,8 +522,14 @@ func TestGroupResumesBeforeTheSessionExpires(t *testing.T) {
 		}
 		return ""
 	})
+	if err, n := c.Outside("g"), testGauge(c.metrics.partitions, "g"); err == nil || n != 0 {
+		t.Errorf("while the broker is away: outside of the group: %v, %v partitions", err, n)
+	}
 	b.Start()
 	streamtest.Eventually(t, 20*time.Second, owned(2))
+	if err, n := c.Outside("g"), testGauge(c.metrics.partitions, "g"); err != nil || n != 1 {
+		t.Errorf("when the broker is back: outside of the group: %v, %v partitions", err, n)
+	}
 	cancel()
 	if err := <-done; err != nil {
 		t.Fatal(err)

@@ -178,11 +178,21 @@ func (c *Client) RunGroup(ctx context.Context, groupID string, topics []string, 
 	err = g.loop(group, balancer)
 	g.handles.Wait()
 	g.leave(group, conns)
+	c.outside.Delete(groupID)
 	c.metrics.partitions.WithLabelValues(groupID).Set(0)
 	if fatal := g.fatal.Load(); fatal != nil {
 		return *fatal
 	}
 	return err
+}
+
+// Outside returns why this process cannot join a group that RunGroup runs, and nil while it is a member, or joins for the
+// first time or after a rebalance. Nothing of the group's topics is handled here until it is nil again.
+func (c *Client) Outside(groupID string) error {
+	if err, ok := c.outside.Load(groupID); ok {
+		return fmt.Errorf("not in the group %s: joining fails: %w", groupID, err.(error))
+	}
+	return nil
 }
 
 // groupRun is one call of RunGroup.
@@ -218,12 +228,17 @@ func (g *groupRun) loop(group *kafka.ConsumerGroup, balancer *alignedBalancer) e
 				logged = time.Now()
 				log.Warn("joining the group failed, trying again", "error", err)
 			}
-			if g.member != "" && !errors.Is(err, kafka.RebalanceInProgress) {
-				forgotten = g.forget(g.member)
-				g.member = ""
+			if !errors.Is(err, kafka.RebalanceInProgress) {
+				g.c.outside.Store(g.id, err)
+				g.c.metrics.partitions.WithLabelValues(g.id).Set(0)
+				if g.member != "" {
+					forgotten = g.forget(g.member)
+					g.member = ""
+				}
 			}
 			continue // kafka-go waits before its next attempt
 		}
+		g.c.outside.Delete(g.id)
 		forgotten()
 		forgotten = func() {}
 		logged = time.Time{}

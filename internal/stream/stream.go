@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +51,7 @@ type Client struct {
 	compression kafka.Compression
 	tls         *tls.Config // nil for plain connections
 	closed      atomic.Bool
+	outside     sync.Map // of groups that this process should be in and is not, the last error of joining
 }
 
 // Open checks the configuration, reads the certificate files it names and returns a client. It connects to nothing: use Ping or CheckTopics to learn whether the
