@@ -513,6 +513,41 @@ func TestSet(t *testing.T) {
 	}
 }
 
+// breaking is a topic of which one fetch fails.
+type breaking struct {
+	memory
+	fails int // offset
+}
+
+func (b *breaking) Fetch(ctx context.Context, topic string, partition int32, offset int64, maxBytes int, maxWait time.Duration) (stream.Batch, error) {
+	if int(offset) == b.fails {
+		b.fails = -1
+		return stream.Batch{Start: -1, End: -1, Next: offset}, errors.New("the broker went away")
+	}
+	return b.memory.Fetch(ctx, topic, partition, offset, maxBytes, maxWait)
+}
+
+// What was read before reading broke off counts, also when nothing usable comes behind it.
+func TestReadingBreaksOff(t *testing.T) {
+	key := newKey(t, masterKey)
+	log := &breaking{fails: 1}
+	set, err := NewSet(log, key, quiet, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := set.Put(t.Context(), key.Erasure(testApp, "alice", erasedAt, nil)); err != nil {
+		t.Fatal(err)
+	}
+	log.records = append(log.records, stream.Record{Key: []byte("nonsense"), Value: []byte{0xff}, Offset: 1})
+	if _, err := set.Current(t.Context()); err == nil {
+		t.Fatal("the failure was not seen")
+	}
+	v, err := set.Current(t.Context())
+	if err != nil || v.Of(key, testApp, "alice") == nil {
+		t.Errorf("alice is shown: %v", err)
+	}
+}
+
 func TestKeyNeverPrints(t *testing.T) {
 	if _, err := NewKey("short"); err == nil {
 		t.Error("a short key was taken")

@@ -46,6 +46,8 @@ type Set struct {
 	next int64
 	all  map[string]*pb.Erasure // by record key
 	view *View
+	// stale: all has more than view, because reading broke off in between.
+	stale bool
 }
 
 // NewSet does no I/O. key may be nil, which is an error of Current once there are erasures. reg may be nil.
@@ -72,7 +74,6 @@ func (s *Set) Current(ctx context.Context) (*View, error) {
 		s.logger.Warn("the erasures topic is not the one that was read before, reading it from its beginning", "end", end, "read", s.next)
 		s.next, s.all, s.view = start, map[string]*pb.Erasure{}, &View{metrics: s.metrics}
 	}
-	changed := false
 	for s.next = max(s.next, start); s.next < end; {
 		batch, err := s.log.Fetch(ctx, stream.TopicErasures, partition, s.next, fetchBytes, time.Second)
 		if err != nil {
@@ -86,14 +87,15 @@ func (s *Set) Current(ctx context.Context) (*View, error) {
 				continue
 			}
 			s.all[string(r.Key)] = e
-			changed = true
+			s.stale = true
 		}
 		if batch.Next == s.next && len(batch.Records) == 0 && ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		s.next = batch.Next
 	}
-	if changed || s.view.err != nil {
+	if s.stale || s.view.err != nil {
+		s.stale = false
 		s.view = s.key.view(s.all, s.next, s.metrics)
 		s.metrics.inForce.Set(float64(len(s.all)))
 	}
