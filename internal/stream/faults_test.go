@@ -641,6 +641,20 @@ func TestPingSaysWhatIsWrong(t *testing.T) {
 			}
 		})
 	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	givenUp := listen(func(conn net.Conn) {
+		buf := make([]byte, 1024)
+		for {
+			if _, err := conn.Read(buf); err != nil {
+				return
+			}
+			cancel() // the question has arrived
+		}
+	})
+	if err := openClient(t, givenUp).Ping(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("given up while the broker does not answer: %v", err)
+	}
 	c := openClient(t, free.Addr().String())
 	if err := c.CheckTopics(within(t, 2*time.Second)); err == nil || !strings.Contains(err.Error(), free.Addr().String()) {
 		t.Errorf("CheckTopics without a broker: %v", err)

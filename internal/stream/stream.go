@@ -130,12 +130,16 @@ func (c *Client) Ping(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return fmt.Errorf("reaching Kafka broker %s: %w", broker, context.Cause(ctx))
+		}
 		errs = append(errs, fmt.Errorf("reaching Kafka broker %s: %w; %s", broker, err, adviceFor(err)))
 	}
 	return errors.Join(errs...)
 }
 
 func (c *Client) pingBroker(ctx context.Context, broker string) error {
+	outer := ctx
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	conn, err := c.dialer().DialContext(ctx, "tcp", broker)
@@ -148,6 +152,12 @@ func (c *Client) pingBroker(ctx context.Context, broker string) error {
 			return err
 		}
 	}
+	// kafka-go's call knows no context, and somebody who stops the process must not wait for it.
+	defer context.AfterFunc(outer, func() {
+		if errors.Is(outer.Err(), context.Canceled) {
+			_ = conn.Close() // the call learns
+		}
+	})()
 	_, err = conn.ApiVersions()
 	return err
 }
