@@ -284,19 +284,29 @@ func (p *process) startSink(ctx context.Context) error {
 		return err
 	}
 	s.HonourErasures(erased)
-	return p.group.start(ctx, service{name: "sink", run: s.Run, ready: p.member(stream.GroupSink, s.Ready)})
+	return p.group.start(ctx, service{name: "sink", run: s.Run, ready: p.member(stream.GroupSink, s.Ready), drain: p.consumerDrain()})
 }
 
 func (p *process) startEnricher(ctx context.Context) error {
-	cfg := enricher.Config{SnapshotInterval: p.Enricher.SnapshotInterval, StartWithoutState: p.Enricher.StartWithoutState}
+	cfg := enricher.Config{SnapshotInterval: p.Enricher.SnapshotInterval, StopTimeout: p.stopTimeout(), StartWithoutState: p.Enricher.StartWithoutState}
 	e := enricher.New(cfg, p.client, p.log, p.reg)
-	return p.group.start(ctx, service{name: "enricher", run: e.Run, ready: p.member(stream.GroupEnricher, e.Ready)})
+	return p.group.start(ctx, service{name: "enricher", run: e.Run, ready: p.member(stream.GroupEnricher, e.Ready), drain: p.consumerDrain()})
 }
 
 func (p *process) startSummarizer(ctx context.Context) error {
-	cfg := summarizer.Config{SnapshotInterval: p.Summarizer.SnapshotInterval, StartWithoutState: p.Summarizer.StartWithoutState}
+	cfg := summarizer.Config{SnapshotInterval: p.Summarizer.SnapshotInterval, StopTimeout: p.stopTimeout(), StartWithoutState: p.Summarizer.StartWithoutState}
 	s := summarizer.New(cfg, p.client, p.log, p.reg)
-	return p.group.start(ctx, service{name: "summarizer", run: s.Run, ready: p.member(stream.GroupSummarizer, s.Ready)})
+	return p.group.start(ctx, service{name: "summarizer", run: s.Run, ready: p.member(stream.GroupSummarizer, s.Ready), drain: p.consumerDrain()})
+}
+
+// stopTimeout is for a stage's last outputs and state. While they are written it sends no heartbeats, so it lies below the
+// session timeout.
+func (p *process) stopTimeout() time.Duration { return min(5*time.Second, p.kafka.SessionTimeout/2) }
+
+// consumerDrain has room for what comes last and then, where Kafka does not answer, for half a session until the client
+// cuts its connections, and for one attempt to leave the group.
+func (p *process) consumerDrain() time.Duration {
+	return max(defaultDrain, 10*time.Second+p.kafka.SessionTimeout/2)
 }
 
 // member makes a consumer's readiness check say too when it is not in its group, as while Kafka is away: then it has no

@@ -164,3 +164,18 @@ func TestVariablesWithoutSection(t *testing.T) {
 		t.Errorf("data_dir %q of %s, apps %v", s.DataDir, s.loaded.Origin("data_dir"), s.Apps)
 	}
 }
+
+// Stopping fits into what Kafka and the rest of the process allow, whatever the session timeout is.
+func TestTimesOfStopping(t *testing.T) {
+	for _, tt := range []struct{ session, heartbeat, stop, drain string }{
+		{"10s", "2s", "5s", "15s"}, {"4s", "1s", "2s", "15s"}, {"40s", "2s", "5s", "30s"},
+	} {
+		p := newProcess(load(t, "kafka.brokers=a:1", "kafka.session_timeout="+tt.session, "kafka.heartbeat_interval="+tt.heartbeat), discard(), false)
+		if err := p.check(needKafka); err != nil {
+			t.Fatal(err)
+		}
+		if stop, drain := p.stopTimeout().String(), p.consumerDrain().String(); stop != tt.stop || drain != tt.drain || p.stopTimeout() >= p.kafka.SessionTimeout {
+			t.Errorf("a session of %s: the last state has %s, the whole %s; want %s and %s", tt.session, stop, drain, tt.stop, tt.drain)
+		}
+	}
+}

@@ -42,6 +42,7 @@ func StageConfig(cfg Config, newMachine func(partition int32) stage.Machine) sta
 		InputHasOrigins:   true,
 		NewMachine:        newMachine,
 		SnapshotInterval:  cfg.SnapshotInterval,
+		StopTimeout:       cfg.StopTimeout,
 		StartWithoutState: cfg.StartWithoutState,
 	}
 }
