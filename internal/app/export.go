@@ -2,6 +2,7 @@ package app
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -50,6 +51,12 @@ func (c *cli) export(ctx context.Context, from, to, dir string) error {
 		progress.stop()
 		if err != nil {
 			return err
+		}
+		switch err := c.sameErasures(ctx, client, erased, log); {
+		case errors.Is(err, errErasedMeanwhile):
+			return &codedError{exitPartly, fmt.Errorf("somebody was erased while the files were written and may be in them: delete %s and export again", dir)}
+		case err != nil:
+			return &codedError{exitPartly, fmt.Errorf("whether somebody was erased while the files were written, and is in them, is not known: delete %s and export again: %w", dir, err)}
 		}
 		var records, bytes int64
 		for _, f := range m.Files {
