@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/valyala/fastjson"
@@ -64,10 +65,12 @@ var parsers fastjson.ParserPool
 // pooledFrameBytes is the largest frame whose parser is kept.
 const pooledFrameBytes = 128 << 10
 
-// parse reads a frame and answers it, or makes a job of its messages.
+// parse reads a frame and answers it, or makes a job of its messages. Answers are written without a place for parsing:
+// they take as long as the client likes.
 func (c *connection) parse(text []byte, receivedAt time.Time) (j job, code int, err error) {
 	c.h.parsing <- struct{}{}
-	defer func() { <-c.h.parsing }()
+	release := sync.OnceFunc(func() { <-c.h.parsing })
+	defer release()
 	p := parsers.Get()
 	if len(text) <= pooledFrameBytes {
 		defer parsers.Put(p)
@@ -75,6 +78,9 @@ func (c *connection) parse(text []byte, receivedAt time.Time) (j job, code int, 
 	typ, members, err := parseFrame(p, text)
 	if err != nil {
 		return j, 0, err
+	}
+	if typ != "batch" || !c.signedIn {
+		release()
 	}
 	switch typ {
 	case "hello":

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -447,4 +448,24 @@ func TestClientThatDoesNotRead(t *testing.T) {
 	if n := b.counter("callscope_gateway_evicted_total"); n != 1 {
 		t.Errorf("counted %v evicted", n)
 	}
+}
+
+// However many clients do not read, the others are served: nobody waits for the network with a place for parsing.
+func TestClientsThatDoNotReadHoldNobodyUp(t *testing.T) {
+	b := newBench(t, func(c *Config) { c.WriteTimeout = 30 * time.Second })
+	ping, err := json.Marshal(object{"type": "ping", "id": strings.Repeat("x", 64)})
+	must(t, err)
+	var deaf sync.WaitGroup
+	for range cap(b.h.parsing) {
+		c := b.dial(nil)
+		deaf.Go(func() {
+			for c.socket.SetWriteDeadline(time.Now().Add(time.Second)) == nil && c.socket.WriteMessage(websocket.TextMessage, ping) == nil {
+			}
+		})
+	}
+	deaf.Wait() // the gateway no longer reads from them, because it cannot write to them
+	c := b.dial(nil)
+	c.signIn(nil)
+	c.send(batch(alive(1)))
+	c.want("ack")
 }
