@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -378,6 +379,78 @@ func TestSlowloris(t *testing.T) {
 	r.eventually("every slow message is counted", func() error {
 		if n := r.outcomes("invalid", "incomplete"); n != 100 {
 			return fmt.Errorf("%v of 100", n)
+		}
+		return nil
+	})
+}
+
+// openSockets are an address and a subprotocol of each dialect on WebSockets.
+var openSockets = map[string]string{"/csiows/collectCallStats": "echo-protocol", "/v1/ws": "callscope.v1"}
+
+// rawSocket opens a WebSocket whose frames the test writes itself.
+func (r *running) rawSocket(path, subprotocol string) *websocket.Conn {
+	r.t.Helper()
+	d := websocket.Dialer{Subprotocols: []string{subprotocol}}
+	conn, resp, err := d.Dial("ws://"+r.Addr()+path, nil)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	r.t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.NetConn().SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		r.t.Fatal(err)
+	}
+	return conn
+}
+
+// TestUnfinishedFrames: large frames that do not end count against the budget while they arrive.
+func TestUnfinishedFrames(t *testing.T) {
+	for path, subprotocol := range openSockets {
+		r := start(t, func(c *Config) {
+			c.BudgetBytes = 2 << 20
+			c.StoreTimeout, c.JoinPatience = 100*time.Millisecond, 50*time.Millisecond
+		})
+		var sockets []*websocket.Conn
+		for range 4 {
+			sockets = append(sockets, r.rawSocket(path, subprotocol))
+		}
+		for _, conn := range sockets { // 900 KiB of 1 MiB
+			frame := append([]byte("\x81\xff\x00\x00\x00\x00\x00\x10\x00\x00\x01\x02\x03\x04"), make([]byte, 900<<10)...)
+			_, _ = conn.NetConn().Write(frame) // it may be refused before the last byte
+		}
+		r.eventually(path+": what there is no memory for is shed", func() error {
+			if n := r.outcomes("shed", "memory"); n < 1 {
+				return fmt.Errorf("%v shed, %v bytes in flight", n, r.metric("callscope_gateway_in_flight_bytes"))
+			}
+			return nil
+		})
+		for _, conn := range sockets {
+			_ = conn.Close()
+		}
+		r.stop()
+	}
+}
+
+// TestSlowFragments: a message that does not end is cut off though its client answers pings.
+func TestSlowFragments(t *testing.T) {
+	r := start(t, func(c *Config) { c.PingInterval, c.WriteTimeout = 300*time.Millisecond, time.Second })
+	for path, subprotocol := range openSockets {
+		conn := r.rawSocket(path, subprotocol)
+		if _, err := conn.NetConn().Write([]byte("\x01\x83\x00\x00\x00\x00abc")); err != nil { // a fragment that is not the last
+			t.Fatal(err)
+		}
+		pings := 0
+		answer := conn.PingHandler()
+		conn.SetPingHandler(func(data string) error { pings++; return answer(data) })
+		_, _, err := conn.ReadMessage()
+		var network net.Error
+		if errors.As(err, &network) && network.Timeout() {
+			t.Errorf("%s: still open after %d answered pings", path, pings)
+		}
+	}
+	r.eventually("both messages are counted", func() error {
+		if n := r.outcomes("invalid", "incomplete"); n != 2 {
+			return fmt.Errorf("%v of 2", n)
 		}
 		return nil
 	})

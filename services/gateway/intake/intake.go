@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"runtime"
 	"strings"
@@ -134,6 +135,34 @@ func Discard(b *bytes.Buffer) {
 		b.Reset()
 		buffers.Put(b)
 	}
+}
+
+// freeFrameBytes is how much of a frame may arrive before anything of it is reserved: what a connection may cost anyway.
+const freeFrameBytes = 64 << 10
+
+// ErrNoRoom is what an Arriving frame returns when the budget has no room for more of it.
+var ErrNoRoom = errors.New("no room for the frame")
+
+// Arriving reads a frame and reserves what comes beyond 64 KiB as it comes. Without that frames that are large and slow, or
+// never end, would take memory that nobody counts. The rest is to be reserved once the frame is complete.
+type Arriving struct {
+	R        io.Reader
+	Reserve  func(n int64) bool
+	Reserved int64 // to be freed in every case
+
+	read int64
+}
+
+func (a *Arriving) Read(p []byte) (int, error) {
+	n, err := a.R.Read(p)
+	a.read += int64(n)
+	if more := a.read - freeFrameBytes - a.Reserved; more > 0 {
+		if !a.Reserve(more) {
+			return 0, ErrNoRoom
+		}
+		a.Reserved += more
+	}
+	return n, err
 }
 
 // Record is one record for the raw topic.

@@ -178,8 +178,15 @@ func (c *connection) read(ctx context.Context) int {
 		}
 		return 0
 	}
-	c.socket.SetPongHandler(func(string) error { return extend() })
+	inFrame := false // a frame has to be there in time, whatever else its client answers
+	c.socket.SetPongHandler(func(string) error {
+		if inFrame {
+			return nil
+		}
+		return extend()
+	})
 	for {
+		inFrame = false
 		if err := extend(); err != nil {
 			return ended(err)
 		}
@@ -191,14 +198,26 @@ func (c *connection) read(ctx context.Context) int {
 			}
 			return ended(err)
 		}
+		if err := extend(); err != nil {
+			return ended(err)
+		}
+		inFrame = true
 		c.frames++
-		frame, err := io.ReadAll(io.LimitReader(r, c.h.cfg.MaxFrameBytes+1))
+		arriving := &intake.Arriving{R: r, Reserve: func(n int64) bool {
+			return c.pollPart(ctx, func() bool { return c.h.intake.Reserve(n) })
+		}}
+		frame, err := io.ReadAll(io.LimitReader(arriving, c.h.cfg.MaxFrameBytes+1))
 		receivedAt := time.Now()
 		tooLarge := int64(len(frame)) > c.h.cfg.MaxFrameBytes
+		if err != nil || tooLarge || kind != websocket.TextMessage {
+			c.h.intake.Free(arriving.Reserved)
+		}
 		if err == nil && tooLarge {
 			_, err = io.Copy(io.Discard, r)
 		}
 		switch {
+		case errors.Is(err, intake.ErrNoRoom):
+			return c.noRoom(ctx)
 		case errors.Is(err, websocket.ErrReadLimit):
 			return ended(err)
 		case err != nil:
@@ -212,13 +231,31 @@ func (c *connection) read(ctx context.Context) int {
 			c.refuseFrame(intake.Unsupported, "binary", "Only text frames are supported.")
 			continue
 		}
-		if code := c.frame(ctx, frame, receivedAt); code != 0 {
+		if code := c.frame(ctx, frame, arriving.Reserved, receivedAt); code != 0 {
 			return code
 		}
 		if c.stopped.Load() {
 			return closeServiceRestart
 		}
 	}
+}
+
+// pollPart is poll for who holds part of the memory that they need. It does not wait for ever: others may hold what is
+// missing, and wait for that part.
+func (c *connection) pollPart(ctx context.Context, try func() bool) bool {
+	ctx, cancel := context.WithTimeout(ctx, c.h.cfg.StoreTimeout)
+	defer cancel()
+	return c.poll(ctx, try)
+}
+
+// noRoom counts a frame that there was no memory for and returns the code to close the connection with.
+func (c *connection) noRoom(ctx context.Context) int {
+	c.h.intake.Received(dialect)
+	c.h.intake.Outcome(dialect, intake.Shed, "memory")
+	if ctx.Err() != nil {
+		return closeServiceRestart
+	}
+	return closeTryAgainLater
 }
 
 // refuseFrame counts a frame that is refused as a whole and tells the client.

@@ -20,14 +20,19 @@ import (
 	"github.com/callscope/callscope/services/gateway/vocabulary"
 )
 
-// frame handles one text frame. It returns the code to close the connection with, 0 to go on.
-func (c *connection) frame(ctx context.Context, text []byte, receivedAt time.Time) int {
+// frame handles one text frame, of which some bytes are reserved already. It returns the code to close the connection with, 0 to
+// go on.
+func (c *connection) frame(ctx context.Context, text []byte, reserved int64, receivedAt time.Time) int {
 	// Whoever is beyond a quota, or finds the gateway's memory full, is slowed: the next frames wait in the network, and
 	// nothing is lost.
-	if !c.within(ctx, len(text)) || !c.poll(ctx, func() bool { return c.h.intake.Reserve(int64(len(text))) }) {
-		c.h.intake.Received(dialect)
-		c.h.intake.Outcome(dialect, intake.Shed, "memory")
-		return closeServiceRestart
+	rest := int64(len(text)) - reserved
+	wait := c.poll
+	if reserved > 0 {
+		wait = c.pollPart
+	}
+	if !c.within(ctx, len(text)) || !wait(ctx, func() bool { return c.h.intake.Reserve(rest) }) {
+		c.h.intake.Free(reserved)
+		return c.noRoom(ctx)
 	}
 	j, code, err := c.parse(text, receivedAt)
 	if err != nil {

@@ -250,8 +250,15 @@ func (c *connection) read(ctx context.Context) int {
 		}
 		return nil
 	}
-	c.socket.SetPongHandler(func(string) error { return extend() })
+	inFrame := false // a frame has to be there in time, whatever else its client answers
+	c.socket.SetPongHandler(func(string) error {
+		if inFrame {
+			return nil
+		}
+		return extend()
+	})
 	for {
+		inFrame = false
 		if extend() != nil {
 			return c.stopCode()
 		}
@@ -268,31 +275,40 @@ func (c *connection) read(ctx context.Context) int {
 			}
 			return c.stopCode()
 		}
+		if extend() != nil {
+			return c.stopCode()
+		}
+		inFrame = true
 		buffer := intake.Buffer()
-		length, err := buffer.ReadFrom(io.LimitReader(r, c.h.cfg.MaxFrameBytes+1))
+		arriving := &intake.Arriving{R: r, Reserve: c.h.intake.Reserve}
+		length, err := buffer.ReadFrom(io.LimitReader(arriving, c.h.cfg.MaxFrameBytes+1))
 		tooLarge := length > c.h.cfg.MaxFrameBytes
+		if err == nil && !tooLarge && !c.h.intake.Reserve(length-arriving.Reserved) {
+			err = intake.ErrNoRoom
+		}
+		if err != nil || tooLarge {
+			c.h.intake.Free(arriving.Reserved)
+		}
 		if err == nil && tooLarge {
 			_, err = io.Copy(io.Discard, r)
 		}
 		c.h.intake.Received(intake.DialectWS)
-		if err != nil {
-			if errors.Is(err, websocket.ErrReadLimit) {
-				c.h.intake.Outcome(intake.DialectWS, intake.Oversized, "frame")
-				return websocket.CloseMessageTooBig
-			}
+		switch {
+		case errors.Is(err, intake.ErrNoRoom):
+			c.h.intake.Outcome(intake.DialectWS, intake.Shed, "memory")
+			return websocket.CloseTryAgainLater
+		case errors.Is(err, websocket.ErrReadLimit):
+			c.h.intake.Outcome(intake.DialectWS, intake.Oversized, "frame")
+			return websocket.CloseMessageTooBig
+		case err != nil:
 			c.h.intake.Outcome(intake.DialectWS, intake.Invalid, "incomplete")
 			return c.stopCode()
-		}
-		if tooLarge {
+		case tooLarge:
 			c.h.intake.Outcome(intake.DialectWS, intake.Oversized, "frame")
 			if !c.enqueue(ctx, job{answer: failure("The message is too large.")}) {
 				return c.stopCode()
 			}
 			continue
-		}
-		if !c.h.intake.Reserve(length) {
-			c.h.intake.Outcome(intake.DialectWS, intake.Shed, "memory")
-			return websocket.CloseTryAgainLater
 		}
 		j := c.frame(kind, buffer.Bytes())
 		j.bytes = length
