@@ -279,6 +279,7 @@ func newFixture(t testing.TB) *fixture {
 			PublicKeys: map[string]*ecdsa.PublicKey{"0102030405060709": &key.PublicKey}, Settings: apps.DefaultSettings()},
 		{ID: "2", Secrets: []apps.Secret{secret("second")}, Origins: []string{"https://app.example.test"}, Settings: apps.DefaultSettings()},
 		{ID: "3", PublicKeys: map[string]*ecdsa.PublicKey{"k": &key.PublicKey}, Settings: apps.Settings{RequireExpiry: true}},
+		{ID: "5", Secrets: []apps.Secret{secret("geheimer-Schlüssel"), secret("κλειδί")}, Settings: apps.DefaultSettings()},
 		{ID: "4", PublicKeys: map[string]*ecdsa.PublicKey{"s": &key.PublicKey}, Settings: apps.Settings{StrictTokens: true}},
 	}
 	f.registry = knowing(f.apps...)
@@ -309,6 +310,8 @@ func TestSignIn(t *testing.T) {
 		{"key id as 3.52 writes it", "a@123456789", clientToken("another-synthetic-secret", `{"userID":"a","appID":123456789,"keyId":"0102030405060709"}`), "", "a"},
 		{"key id as 3.24 writes it", "a@123456789", clientToken("another-synthetic-secret", `{"userID":"a","appID":123456789,"keyID":"0102030405060709"}`), "", "a"},
 		{"second live secret", "a@123456789", clientToken("another-synthetic-secret", `{"userID":"a","appID":"123456789"}`), "", "a"},
+		{"secret that is not ASCII", "a@5", clientToken("geheimer-Schl\xfcssel", `{"userID":"a","appID":5}`), "", "a"},
+		{"secret that is not Latin-1", "a@5", clientToken("κλειδί", `{"userID":"a","appID":5}`), "", "a"},
 		{"user of any script", "ali/ce 😀@123456789", clientToken("synthetic-app-secret-01", `{"userID":"ali/ce 😀","appID":"123456789"}`), "", "ali/ce 😀"},
 		{"allowed origin", "a@2", clientToken("second", `{"userID":"a","appID":2}`), "https://app.example.test", "a"},
 		{"customer token", "alice@123456789", f.customerToken(t, jwt.MapClaims{"userID": "alice", "appID": 123456789, "keyID": "0102030405060709", "iat": now, "nbf": now - 300, "exp": now + 300, "jti": "x"}), "", "alice"},
@@ -331,8 +334,8 @@ func TestSignIn(t *testing.T) {
 	if n := testutil.ToFloat64(f.signIns.WithLabelValues("customer_token", "granted", "")); n != 6 {
 		t.Errorf("counted %v grants by customer token, want 6", n)
 	}
-	if n := testutil.ToFloat64(f.signIns.WithLabelValues("app_secret", "granted", "")); n != 7 {
-		t.Errorf("counted %v grants by app secret, want 7", n)
+	if n := testutil.ToFloat64(f.signIns.WithLabelValues("app_secret", "granted", "")); n != 9 {
+		t.Errorf("counted %v grants by app secret, want 9", n)
 	}
 }
 

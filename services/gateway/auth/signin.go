@@ -215,7 +215,7 @@ func (a *Authenticator) verifySecret(app *apps.App, code string, claims *signInC
 		var keys jwt.VerificationKeySet
 		for _, s := range app.Secrets {
 			if claims.keyID == "" || s.KeyID == "" || claims.keyID == s.KeyID {
-				keys.Keys = append(keys.Keys, s.Key)
+				keys.Keys = append(keys.Keys, clientKey(s.Key))
 			}
 		}
 		for len(keys.Keys) < apps.MaxSecrets {
@@ -224,6 +224,18 @@ func (a *Authenticator) verifySecret(app *apps.App, code string, claims *signInC
 		return keys, nil
 	})
 	return reason(err)
+}
+
+// clientKey is the key that callstats clients make of a secret: its characters as Latin-1, where ours has them as UTF-8.
+func clientKey(secret []byte) []byte {
+	var key []byte
+	for _, r := range string(secret) {
+		if r > 0xFF {
+			return secret
+		}
+		key = append(key, byte(r))
+	}
+	return key
 }
 
 // verifyCustomer checks a token that the customer's server signed for its user.
