@@ -242,6 +242,23 @@ func TestSeveralReports(t *testing.T) {
 	}
 }
 
+// TestBesideReports: what stands beside the reports of a frame is the first one's.
+func TestBesideReports(t *testing.T) {
+	raws := normalise(t, captured{file: "inline", transport: WebSocket, body: `{"version":"3.26.2","channel":"processedStats","conferenceID":"r","localID":"a","pcID":"p","apiTS":30,"fabricState":"established",
+		"connectionState":"online","batteryStatus":{"batteryLevel":0.5},"stats":[{"type":"inbound-rtp","ssrc":1}],
+		"processedStatistics":[{"streams":[{"ssrc":2,"streamType":"inbound"}],"fabricState":"hold"},{"streams":[]}]}`})
+	if len(raws) != 2 {
+		t.Fatalf("%d messages", len(raws))
+	}
+	first, second := raws[0].GetStats(), raws[1].GetStats()
+	if first.FabricState != "hold" || first.ConnectionState != "online" || first.GetBatteryLevel() != 0.5 || len(first.Rtp) != 2 {
+		t.Errorf("first report %v", first)
+	}
+	if want := (&v1.Stats{FabricState: "established"}); cmp.Diff(want, second, protocmp.Transform()) != "" {
+		t.Errorf("second report %v", second)
+	}
+}
+
 func TestOlderStats(t *testing.T) {
 	raw := parseOne(t, REST, `{"eventType":"stats","stats":[
 		{"type":"ssrc","id":"ssrc_5_send","ssrc":"5","mediaType":"audio","packetsSent":"100","bytesSent":"9000","packetsLost":"3","googRtt":"40","googJitterReceived":"2","audioInputLevel":"32767","googCodecName":"opus","googX":"y"},

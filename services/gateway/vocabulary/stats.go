@@ -36,11 +36,12 @@ func takeStats(m *Message, raw *v1.Raw, left leftovers) (more []*v1.Raw) {
 		raw.Payload = &v1.Raw_Stats{Stats: s}
 		return nil
 	}
+	fabricState := s.FabricState
 	for i, v := range reports {
-		part := raw
-		rest := left
+		part, ps, rest := raw, s, left
 		if i > 0 {
 			part = &v1.Raw{EventType: raw.EventType, OriginalType: raw.OriginalType}
+			ps = &v1.Stats{FabricState: fabricState}
 			rest = d.begin()
 			more = append(more, part)
 		}
@@ -50,7 +51,6 @@ func takeStats(m *Message, raw *v1.Raw, left leftovers) (more []*v1.Raw) {
 			ConferenceId: c.ConferenceId, UserId: c.UserId, DeviceId: c.DeviceId, ConnectionId: c.ConnectionId,
 			RemoteId: c.RemoteId, TimeMs: c.TimeMs, ClientVersion: c.ClientVersion, SiteId: c.SiteId,
 		}
-		ps := &v1.Stats{FabricState: s.FabricState}
 		takeProcessed(v.GetObject(), part, ps, rest)
 		part.Payload = &v1.Raw_Stats{Stats: ps}
 		if i > 0 {
