@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gorilla/websocket"
 
@@ -107,6 +108,42 @@ func TestRateLimitedFrames(t *testing.T) {
 	c.send(frame(token, "userJoined", 99))
 	if got := c.receive(); !strings.Contains(got, `"event":"userJoined"`) || !strings.Contains(got, `"ucID":"`) {
 		t.Errorf("userJoined: %s", got)
+	}
+}
+
+// TestRateLimitedStrangers: frames that nobody signed in for count by their address, whatever is wrong with them, and end the
+// connection beyond its limit.
+func TestRateLimitedStrangers(t *testing.T) {
+	for name, text := range map[string]string{
+		"without token": `{"action":"userAlive","conferenceID":"r"}`, "no JSON": `{"action":`, "no conference": `{"action":"userAlive","token":"TOKEN"}`,
+	} {
+		r := start(t, behindProxy(limits.Config{AddressMessagesPerSecond: 1}))
+		text = strings.ReplaceAll(text, "TOKEN", r.signIn("alice", appID))
+		conn, resp, err := websocket.DefaultDialer.Dial("ws://"+r.Addr()+"/csiows/collectCallStats", http.Header{"X-Forwarded-For": {"198.51.100.1"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		for range 30 {
+			if conn.WriteMessage(websocket.TextMessage, []byte(text)) != nil {
+				break
+			}
+		}
+		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		answered := 0
+		for _, _, err = conn.ReadMessage(); err == nil; _, _, err = conn.ReadMessage() {
+			answered++
+		}
+		_ = conn.Close()
+		if !websocket.IsCloseError(err, websocket.CloseTryAgainLater) || answered < 10 || answered > 15 {
+			t.Errorf("%s: %d of 30 answered, then %v", name, answered, err)
+		}
+		if n := r.outcomes("rate_limited", "address"); n != 1 {
+			t.Errorf("%s: counted %v as limited", name, n)
+		}
+		r.stop()
 	}
 }
 

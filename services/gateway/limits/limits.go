@@ -149,6 +149,13 @@ func (l *Limiter) SignedIn(appID, userID string) Scope {
 	return None
 }
 
+// Stranger takes one message of the given size out of the buckets of its address and reports whether they had it. It is for
+// messages that are refused before it is known who sent them; of all others Message does that.
+func (l *Limiter) Stranger(remoteAddr string, bytes int) bool {
+	address, limited := l.addressKey(remoteAddr)
+	return !limited || l.addresses.allow(address, time.Now(), bytes)
+}
+
 // Message takes one message of the given size out of the buckets of its address, user and app. The narrowest limit is
 // asked first, so a user beyond theirs takes nothing from the others of the app.
 func (l *Limiter) Message(appID, userID, remoteAddr string, bytes int) Scope {

@@ -15,9 +15,15 @@ import (
 	"github.com/callscope/callscope/services/gateway/vocabulary"
 )
 
-// frame turns a frame into a job. Frames that end here are counted here and have no records.
+// frame turns a frame into a job. Frames that end here are counted here and have no records. Frames that are refused before
+// anybody's limits are asked take from their address', and end the connection beyond that.
 func (c *connection) frame(kind int, frame []byte) job {
+	known := false // the limits have seen it
 	refuse := func(o intake.Outcome, reason, text string) job {
+		if !known && !c.h.cfg.Limits.Stranger(c.remoteAddr, len(frame)) {
+			c.h.intake.Outcome(intake.DialectWS, intake.RateLimited, string(limits.Address))
+			return job{code: websocket.CloseTryAgainLater}
+		}
 		c.h.intake.Outcome(intake.DialectWS, o, reason)
 		return job{answer: failure(text)}
 	}
@@ -40,6 +46,7 @@ func (c *connection) frame(kind int, frame []byte) job {
 		}
 		j.answer = c.answer(m)
 		// A userJoined beyond a limit is answered like a stored one: without its ucID the client would wait for ever.
+		known = true
 		if limited = c.limited(m, len(frame)); limited != limits.None {
 			if m.EventType != "userJoined" || limited == limits.Conferences {
 				j.answer = failure("Too many messages.")

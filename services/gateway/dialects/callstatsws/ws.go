@@ -178,6 +178,7 @@ type job struct {
 	records []intake.Record
 	answer  []byte // nil: none
 	bytes   int64  // held in the window and in the gateway's budget
+	code    int    // to close the connection with instead; 0: none
 }
 
 var errStopped = errors.New("the gateway is shutting down")
@@ -313,6 +314,10 @@ func (c *connection) read(ctx context.Context) int {
 		j := c.frame(kind, buffer.Bytes())
 		j.bytes = length
 		intake.Discard(buffer)
+		if j.code != 0 {
+			c.h.intake.Free(length)
+			return j.code
+		}
 		if !c.enqueue(ctx, j) {
 			return c.stopCode()
 		}
