@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -147,9 +148,9 @@ func (e Erasure) covered(t *table) string {
 	if len(e.Conferences) > 0 {
 		list := make([]string, len(e.Conferences))
 		for i, uid := range e.Conferences {
-			list[i] = "toUUID('" + uid.String() + "')"
+			list[i] = uid.String()
 		}
-		of = "ifNull(conference_uid IN (" + strings.Join(list, ", ") + "), 0)"
+		of = "ifNull(conference_uid IN (" + literals(list) + "), 0)"
 	}
 	switch {
 	case t.name == "conferences_rows":
@@ -224,7 +225,7 @@ func nameOf(participants []string) string {
 	if len(participants) == 0 {
 		return "0"
 	}
-	return "participant_uid IN (" + strings.Join(participants, ", ") + ")"
+	return "participant_uid IN (" + literals(participants) + ")"
 }
 
 // affected is the condition that a row has to change.
@@ -250,6 +251,7 @@ func (e Erasure) affected(t *table, names []string) string {
 // counted). With dryRun it only counts. It may be interrupted and repeated: what is done is found no more. It returns when
 // all replicas have rewritten their parts; on an error, what it returns is done.
 func (s *Store) Erase(ctx context.Context, e Erasure, dryRun bool) ([]ErasedTable, error) {
+	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(eraseSettings()))
 	devices, err := s.devices(ctx, e)
 	if err != nil {
 		return nil, err
@@ -318,16 +320,24 @@ func (s *Store) moveKeys(ctx context.Context, e Erasure, t *table, rewritten map
 	}
 	// What an interrupted run has written goes in once more and collapses with it.
 	insert := fmt.Sprintf("INSERT INTO %s (%s) SELECT %s FROM %s WHERE %s", full, strings.Join(names, ", "), strings.Join(values, ", "), full, where)
-	ctx2 := clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"async_insert": 0, "insert_deduplicate": 0, "max_partitions_per_insert_block": 0, "max_execution_time": 0}))
-	if err := s.conn.Exec(ctx2, insert); err != nil {
+	settings := eraseSettings()
+	maps.Copy(settings, clickhouse.Settings{"async_insert": 0, "insert_deduplicate": 0, "max_partitions_per_insert_block": 0})
+	if err := s.conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), insert); err != nil {
 		return fmt.Errorf("writing rows of %s under new keys: %w", t.name, err)
 	}
 	return s.mutate(ctx, "deleting rows of "+t.name+" under old keys", s.cfg.render(fmt.Sprintf("ALTER TABLE %s {on_cluster} DELETE WHERE %s", full, where)))
 }
 
+// eraseSettings are what the statements of an erasure need whatever the server's defaults are. Somebody who was in every
+// call, such as a recorder, has thousands of participants, devices and conferences, which statements list.
+func eraseSettings() clickhouse.Settings {
+	return clickhouse.Settings{"max_execution_time": 0, "max_query_size": 1 << 30}
+}
+
 func (s *Store) mutate(ctx context.Context, doing, sql string) error {
-	ctx = clickhouse.Context(ctx, clickhouse.WithSettings(clickhouse.Settings{"mutations_sync": 2, "max_execution_time": 0}))
-	if err := s.conn.Exec(ctx, sql); err != nil {
+	settings := eraseSettings()
+	settings["mutations_sync"] = 2
+	if err := s.conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), sql); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return nil
@@ -371,15 +381,11 @@ func (s *Store) devices(ctx context.Context, e Erasure) ([]string, error) {
 	return s.texts(ctx, "looking for the user's devices", "SELECT DISTINCT device_id FROM ("+strings.Join(parts, " UNION ALL ")+") ORDER BY device_id")
 }
 
-// participantsOf are the uids, as expressions, of the participants that the user is or was.
+// participantsOf are the uids of the participants that the user is or was.
 func (s *Store) participantsOf(ctx context.Context, e Erasure) ([]string, error) {
 	t := tables["participants_rows"]
-	list, err := s.texts(ctx, "looking for the user's participants", fmt.Sprintf("SELECT DISTINCT toString(participant_uid) FROM %s.%s WHERE app_id = %s AND %s AND user_id IN (%s)",
+	return s.texts(ctx, "looking for the user's participants", fmt.Sprintf("SELECT DISTINCT toString(participant_uid) FROM %s.%s WHERE app_id = %s AND %s AND user_id IN (%s)",
 		s.cfg.Database, t.name, literal(e.App), e.covered(t), literals(append(e.texts(), e.Pseudonym))))
-	for i := range list {
-		list[i] = "toUUID('" + list[i] + "')"
-	}
-	return list, err
 }
 
 // ConferencesOf gives the conferences that somebody was in, under any of these user ids, that had a message at heard or

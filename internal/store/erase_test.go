@@ -208,3 +208,40 @@ func TestErase(t *testing.T) {
 		}
 	})
 }
+
+// Somebody who is in every call, such as a recorder, has thousands of participants, names and devices.
+func TestEraseOfSomebodyInManyCalls(t *testing.T) {
+	const calls = 6000
+	s := storetest.Engine(t)
+	at := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	when := fmt.Sprintf("fromUnixTimestamp64Milli(%d, 'UTC')", at.UnixMilli())
+	uid := func(kind int) string {
+		return fmt.Sprintf("toUUID('0000000%d-0000-4000-8000-' || leftPad(toString(number), 12, '0'))", kind)
+	}
+	from := fmt.Sprintf(" FROM numbers(%d)", calls)
+	storetest.Exec(t, s, "INSERT INTO participants_rows (app_id, conference_id, conference_uid, participant_uid, user_id, device_id, joined_at, conference_started_at) SELECT '"+eraseApp+"', 'room', "+
+		uid(1)+", "+uid(2)+", 'recorder', 'device-0000-0000-0000-' || toString(number), "+when+", "+when+from)
+	storetest.Exec(t, s, "INSERT INTO participant_names_rows (app_id, conference_id, conference_uid, participant_uid, user_name, conference_started_at) SELECT '"+eraseApp+"', 'room', "+
+		uid(1)+", "+uid(2)+", 'Rita Corder', "+when+from)
+	storetest.Exec(t, s, "INSERT INTO events_rows (app_id, conference_id, conference_uid, user_id, device_id, received_at, record_uid) SELECT '"+eraseApp+"', 'room', "+
+		uid(1)+", 'recorder', 'device-0000-0000-0000-' || toString(number), "+when+", "+uid(3)+from)
+	done, err := s.Erase(t.Context(), erasureOf("recorder", at.Add(time.Hour)), false)
+	if err != nil {
+		t.Fatalf("%.300v …", err)
+	}
+	for _, table := range done {
+		want := uint64(0)
+		switch table.Table {
+		case "participants_rows", "participant_names_rows", "events_rows":
+			want = calls
+		}
+		if table.Rows != want {
+			t.Errorf("%s: %d rows, want %d", table.Table, table.Rows, want)
+		}
+	}
+	left := storetest.Query(t, s, `SELECT (SELECT count() FROM participants_rows WHERE user_id = 'recorder' OR device_id LIKE 'device%') +
+		(SELECT count() FROM events_rows WHERE user_id = 'recorder' OR device_id LIKE 'device%') + (SELECT count() FROM participant_names_rows WHERE user_name != 'gone-1')`)[0][0]
+	if left != uint64(0) {
+		t.Errorf("%v rows show the user", left)
+	}
+}
