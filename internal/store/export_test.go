@@ -16,3 +16,6 @@ func SchemaStatements(cfg Config) []string {
 	}
 	return append(all, cfg.roleStatements()...)
 }
+
+// TTL is the TTL expression of a table.
+func (r Retention) TTL(table string) string { return r.ttl(table) }

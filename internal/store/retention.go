@@ -27,6 +27,7 @@ type Retention struct {
 }
 
 // AppRetention is the retention of one app. 0 means what holds for every app, -1 that the app's rows are kept for good.
+// Real names never stay longer than the summaries because of what holds for every app.
 type AppRetention struct {
 	ID            string `koanf:"id"`
 	SummariesDays int    `koanf:"summaries_days"`
@@ -66,9 +67,9 @@ func (r Retention) days() map[string]int {
 		"failures_days": r.FailuresDays, "feedback_days": r.FeedbackDays, "precall_days": r.PrecallDays}
 }
 
-func (r AppRetention) days() map[string]int {
+func (r AppRetention) days(all Retention) map[string]int {
 	names := r.NamesDays
-	if names == 0 {
+	if names == 0 && (all.NamesDays == 0 || r.SummariesDays > 0 && r.SummariesDays < all.NamesDays) {
 		names = r.SummariesDays
 	}
 	return map[string]int{"summaries_days": r.SummariesDays, "names_days": names, "samples_days": r.SamplesDays, "events_days": r.EventsDays,
@@ -90,8 +91,8 @@ func (r Retention) validate(bad func(key, format string, args ...any)) {
 			bad("retention.apps", "%q is not the AppID, a decimal number, of an app that is not in the list yet", app.ID)
 		}
 		seen[app.ID] = true
-		for _, setting := range slices.Sorted(maps.Keys(app.days())) {
-			if days := app.days()[setting]; days < -1 || days > maxRetentionDays {
+		for _, setting := range slices.Sorted(maps.Keys(app.days(r))) {
+			if days := app.days(r)[setting]; days < -1 || days > maxRetentionDays {
 				bad("retention.apps", "app %s: %s: %d is not between -1 (kept for good) and %d", app.ID, setting, days, maxRetentionDays)
 			}
 		}
@@ -106,7 +107,7 @@ func (r Retention) ttl(table string) string {
 	apps := slices.Clone(r.Apps)
 	slices.SortFunc(apps, func(a, b AppRetention) int { return strings.Compare(a.ID, b.ID) })
 	for _, app := range apps {
-		days := app.days()[of.setting]
+		days := app.days(r)[of.setting]
 		if days == 0 {
 			continue
 		}

@@ -106,6 +106,38 @@ func TestRetention(t *testing.T) {
 	}
 }
 
+// TestNamesDays: an app without days of its own for real names has those of every app, and never more than its summaries.
+func TestNamesDays(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		retention store.Retention
+		want      int // days of app 1; 0: for good
+	}{
+		{"as long as the summaries", store.Retention{SummariesDays: 400}, 400},
+		{"as long as the app's summaries", store.Retention{SummariesDays: 400, Apps: []store.AppRetention{{ID: "1", SummariesDays: 50}}}, 50},
+		{"for good as the app's summaries", store.Retention{SummariesDays: 400, Apps: []store.AppRetention{{ID: "1", SummariesDays: -1}}}, 0},
+		{"the app's longer summaries", store.Retention{SummariesDays: 400, NamesDays: 30, Apps: []store.AppRetention{{ID: "1", SummariesDays: 730}}}, 30},
+		{"the app's summaries for good", store.Retention{NamesDays: 30, Apps: []store.AppRetention{{ID: "1", SummariesDays: -1}}}, 30},
+		{"the app's shorter summaries", store.Retention{SummariesDays: 400, NamesDays: 30, Apps: []store.AppRetention{{ID: "1", SummariesDays: 7}}}, 7},
+		{"the app's own", store.Retention{SummariesDays: 400, NamesDays: 30, Apps: []store.AppRetention{{ID: "1", NamesDays: 90}}}, 90},
+		{"the app's own for good", store.Retention{SummariesDays: 400, NamesDays: 30, Apps: []store.AppRetention{{ID: "1", NamesDays: -1}}}, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ttl := c.retention.TTL("participant_names_rows")
+			got := 0
+			for part := range strings.SplitSeq(ttl, ", ") {
+				var days int
+				if _, err := fmt.Sscanf(part, "toDateTime(conference_started_at) + toIntervalDay(%d)", &days); err == nil && !strings.Contains(part, "!= '1'") {
+					got = days
+				}
+			}
+			if got != c.want {
+				t.Errorf("%d days, want %d: %s", got, c.want, ttl)
+			}
+		})
+	}
+}
+
 func TestRetentionIsChecked(t *testing.T) {
 	err := store.Config{Addr: []string{"h:9000"}, Retention: store.Retention{SamplesDays: -1, EventsDays: 40_000,
 		Apps: []store.AppRetention{{ID: "1' OR '1'='1"}, {ID: "7", NamesDays: -2}, {ID: "7"}}}}.Validate()
