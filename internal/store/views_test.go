@@ -2,6 +2,8 @@ package store_test
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -186,5 +188,31 @@ func TestLookupsReadLittle(t *testing.T) {
 		if share := float64(read) / float64(all); read == 0 || share > lookup.most {
 			t.Errorf("%s WHERE %s reads %d of %d granules (%.3f), want at most %.3f and not none", lookup.view, lookup.where, read, all, share, lookup.most)
 		}
+	}
+}
+
+// The hours of the document's query on people in calls begin with whoever is there from the hour before.
+func TestPeopleInCallsAtTheSameTime(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "howto", "queries.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(text), "## How many people are in calls at the same time?\n\n```sql\n")
+	query, _, ends := strings.Cut(section, "```")
+	if !ok || !ends {
+		t.Fatal("the document has no such query")
+	}
+	s := storetest.Engine(t)
+	// Three from 9:50 on: two leave at the same moment of the next hour, one in the hour after the next.
+	for i, left := range []string{"10:05", "10:05", "12:20"} {
+		at := func(clock string) string {
+			return "toDateTime64(toString(yesterday()) || ' " + clock + ":00', 3, 'UTC')"
+		}
+		storetest.Exec(t, s, fmt.Sprintf(`INSERT INTO participants_rows (app_id, participant_uid, joined_at, conference_started_at, presence_joined_at, presence_left_at)
+			SELECT '123456789', toUUID('00000000-0000-4000-8000-00000000000%d'), %[2]s, %[2]s, [%[2]s], [%[3]s]`, i, at("09:50"), at(left)))
+	}
+	got := storetest.Query(t, s, "SELECT toHour(hour), peak FROM ("+query+")")
+	if diff := cmp.Diff([][]any{{uint8(9), int64(3)}, {uint8(10), int64(3)}, {uint8(12), int64(1)}}, got); diff != "" {
+		t.Errorf("peaks (-want +got):\n%s", diff)
 	}
 }

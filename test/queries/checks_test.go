@@ -299,9 +299,9 @@ var checks = map[string]func(w world) [][]any{
 		slices.SortFunc(steps, func(a, b step) int { return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.change, b.change)) })
 		peak, present := map[string]int{}, 0
 		for _, s := range steps {
-			present += s.change
 			hour := s.at.Truncate(time.Hour).Format("2006-01-02 15:04:05")
-			peak[hour] = max(peak[hour], present)
+			peak[hour] = max(peak[hour], present, present+s.change)
+			present += s.change
 		}
 		var out [][]any
 		for hour, n := range peak {
