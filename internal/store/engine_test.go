@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -360,6 +361,28 @@ callscope_store_inserts_total{outcome="transient",table="events_rows"} 1
 }
 
 // TestSecretsStayHidden: errors about a server never quote the password that was meant for it.
+// A server that takes connections and never answers.
+func TestSilentServerIsGivenUp(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	for _, protocol := range []string{store.ProtocolNative, store.ProtocolHTTP} {
+		s, err := store.Open(store.Config{Addr: []string{listener.Addr().String()}, Protocol: protocol, DialTimeout: time.Second, InsertTimeout: time.Second},
+			slog.New(slog.DiscardHandler), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Ping(t.Context()); err == nil {
+			t.Errorf("%s: a silent server answered", protocol)
+		} else if protocol == store.ProtocolHTTP && !strings.Contains(err.Error(), "no answer in time") {
+			t.Errorf("%s: no advice in %v", protocol, err)
+		}
+		s.Close()
+	}
+}
+
 func TestSecretsStayHidden(t *testing.T) {
 	const password = "hunter2-and-more"
 	for _, protocol := range []string{"http", "native"} {

@@ -334,10 +334,19 @@ func eraseSettings() clickhouse.Settings {
 	return clickhouse.Settings{"max_execution_time": 0, "max_query_size": 1 << 30}
 }
 
-func (s *Store) mutate(ctx context.Context, doing, sql string) error {
+// mutationSettings let a statement return when all replicas have rewritten their parts, however long that takes: a
+// statement ON CLUSTER would give up after 3 minutes.
+func (c Config) mutationSettings() clickhouse.Settings {
 	settings := eraseSettings()
 	settings["mutations_sync"] = 2
-	if err := s.conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), sql); err != nil {
+	if c.Cluster != "" {
+		settings["distributed_ddl_task_timeout"] = -1
+	}
+	return settings
+}
+
+func (s *Store) mutate(ctx context.Context, doing, sql string) error {
+	if err := s.conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(s.cfg.mutationSettings())), sql); err != nil {
 		return fmt.Errorf("%s: %w", doing, err)
 	}
 	return nil

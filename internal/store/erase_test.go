@@ -245,3 +245,14 @@ func TestEraseOfSomebodyInManyCalls(t *testing.T) {
 		t.Errorf("%v rows show the user", left)
 	}
 }
+
+// TestMutationSettings: the engine knows the settings under which an erasure waits for a cluster.
+func TestMutationSettings(t *testing.T) {
+	s := storetest.Engine(t)
+	for setting, want := range store.MutationSettings(store.Config{Cluster: "main"}) {
+		got := storetest.Query(t, s, fmt.Sprintf("SELECT toString(getSetting('%s')) SETTINGS %[1]s = %v", setting, want))[0][0]
+		if got != fmt.Sprint(want) {
+			t.Errorf("%s is %v, want %v", setting, got, want)
+		}
+	}
+}

@@ -19,3 +19,6 @@ func SchemaStatements(cfg Config) []string {
 
 // TTL is the TTL expression of a table.
 func (r Retention) TTL(table string) string { return r.ttl(table) }
+
+// MutationSettings are the settings of an erasure's mutations.
+func MutationSettings(cfg Config) map[string]any { return cfg.mutationSettings() }

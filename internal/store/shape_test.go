@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -219,5 +220,18 @@ func TestValidate(t *testing.T) {
 	want := []string{"addr", "cluster", "compression", "database", "dial_timeout", "insert_timeout", "max_open_conns", "protocol", "tls.enabled"}
 	if diff := cmp.Diff(want, keys); diff != "" {
 		t.Errorf("keys (-want +got):\n%s", diff)
+	}
+}
+
+// TestLongStatements: the driver cuts a statement off after its ReadTimeout, whatever the server is doing.
+func TestLongStatements(t *testing.T) {
+	for _, protocol := range []string{ProtocolNative, ProtocolHTTP} {
+		o, err := Config{Addr: []string{"h:1"}, Protocol: protocol}.withDefaults().options()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o.ReadTimeout < 12*time.Hour {
+			t.Errorf("%s: a statement may take %s, which is less than an erasure may", protocol, o.ReadTimeout)
+		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/ClickHouse/clickhouse-go/v2"
 	"github.com/ClickHouse/clickhouse-go/v2/lib/driver"
@@ -52,6 +53,11 @@ func Open(cfg Config, log *slog.Logger, reg prometheus.Registerer) (*Store, erro
 	return &Store{cfg: cfg, options: options, log: log, metrics: m, conn: conn}, nil
 }
 
+// longestStatement bounds a statement that nothing else bounds. The driver's own 5 minutes are the whole time of a statement,
+// not that between two signs of life: people's queries, and an erasure that waits until a large table is rewritten, take
+// longer. Inserts have InsertTimeout; a dead server is noticed by TCP.
+const longestStatement = 24 * time.Hour
+
 // open gives the driver options of its own: it writes into them.
 func open(options clickhouse.Options) (driver.Conn, error) { return clickhouse.Open(&options) }
 
@@ -61,6 +67,7 @@ func (c Config) options() (clickhouse.Options, error) {
 		Protocol:         clickhouse.Native,
 		Auth:             clickhouse.Auth{Database: c.Database, Username: c.Username, Password: c.Password.Reveal()},
 		DialTimeout:      c.DialTimeout,
+		ReadTimeout:      longestStatement,
 		MaxOpenConns:     c.MaxOpenConns,
 		MaxIdleConns:     c.MaxOpenConns,
 		ConnOpenStrategy: clickhouse.ConnOpenInOrder,
@@ -97,12 +104,20 @@ func (s *Store) Close() error { return s.conn.Close() }
 // Database is the name of the database that holds tables and views.
 func (s *Store) Database() string { return s.cfg.Database }
 
-// Ping asks the server for an answer. The error says which address failed, why and what to do about it. It is
-// ErrNoDatabase when the server answers and has no such database yet.
+// Ping asks the server for an answer and waits InsertTimeout for it. The error says which address failed, why and what to
+// do about it. It is ErrNoDatabase when the server answers and has no such database yet.
 func (s *Store) Ping(ctx context.Context) error {
+	// A deadline would be sent as a setting, which a user who may only read may not change.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	limit := time.AfterFunc(s.cfg.InsertTimeout, cancel)
 	var one uint8
 	// The driver's own ping over HTTP does not notice a missing database.
-	if err := s.conn.QueryRow(ctx, "SELECT 1").Scan(&one); err != nil {
+	err := s.conn.QueryRow(ctx, "SELECT 1").Scan(&one)
+	if !limit.Stop() && err != nil {
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
 		return s.unreachable(err)
 	}
 	return nil
