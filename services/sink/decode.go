@@ -118,12 +118,11 @@ func headOf(e *callscopev1.Enriched) (h rowHead, err error) {
 	if h.receivedAt, err = timeOf("received_at_ms", float64(e.ReceivedAtMs)); err != nil {
 		return h, err
 	}
-	if e.TimeMs == 0 {
+	// Only the client vouches for its time. One message of a clock that was wildly wrong moves those after it, too.
+	if h.time, err = timeOf("time_ms", e.TimeMs); err != nil {
 		h.time = h.receivedAt
-		return h, nil
 	}
-	h.time, err = timeOf("time_ms", e.TimeMs)
-	return h, err
+	return h, nil
 }
 
 // summaryHead is what all rows of a summary share.
