@@ -46,7 +46,9 @@ interface: they only grow, so a query written today works next year. The tables 
 - To find one conference give its ` + "`conference_uid`" + ` or its ` + "`conference_id`" + `, with ` + "`app_id`" + ` where you know it. To find a time
   give a range of the view's time column: both are indexed.
 - A measure with percentiles has the columns ` + "`x`" + ` (mean), ` + "`x_min`, `x_p10`, `x_median`, `x_p90`, `x_max`" + ` and
-  ` + "`x_share_below`" + ` (share of the intervals below the threshold of the label "fair").
+  ` + "`x_share_below`" + `, the share of the measured time in which the value was below its threshold: 3.5 for ` + "`audio_mos`" + `, 3 for
+  ` + "`video_score`" + `, 0.05 for loss, 100 for jitter, 300 for round-trip times. Of scores that is the bad share, of the others the
+  share that was not bad. Bitrates have no threshold, and theirs is always NULL.
 - Roles: ` + "`callscope_analyst`" + ` reads every view but ` + "`participants_named`" + `; ` + "`callscope_support`" + ` reads that one too.
 
 Questions with their queries: [howto/queries.md](../howto/queries.md).
