@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"reflect"
 	"testing"
 	"testing/iotest"
@@ -89,6 +91,76 @@ func TestNativeProtocolHoldsTheRows(t *testing.T) {
 				}
 			}
 		}))
+	}
+}
+
+// nativeServer speaks just enough of the native protocol to give the same answer to every statement, and then hangs up.
+func nativeServer(t *testing.T, answer ...byte) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hello chproto.Buffer
+	hello.PutByte(0)
+	hello.PutString("server")
+	for _, n := range []uint64{26, 7, 54420} { // version and revision
+		hello.PutUVarInt(n)
+	}
+	hello.PutString("UTC")
+	hello.PutString("server")
+	hello.PutUVarInt(1)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			for _, bytes := range [][]byte{hello.Buf, answer} {
+				// What the client says arrives in one piece each time, and does not matter.
+				if _, err := conn.Read(make([]byte, 1<<16)); err != nil {
+					break
+				}
+				if _, err := conn.Write(bytes); err != nil {
+					break
+				}
+			}
+			conn.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		listener.Close()
+		<-done
+	})
+	return listener.Addr().String()
+}
+
+// Over HTTP such a statement is an empty answer, over the native protocol the end of the stream.
+func TestStatementsWithoutResultOverTheNativeProtocol(t *testing.T) {
+	const endOfStream = 5
+	query := func(answer ...byte) (*Result, error) {
+		s, err := Open(Config{Addr: []string{nativeServer(t, answer...)}, Protocol: ProtocolNative}, slog.New(slog.DiscardHandler), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { s.Close() })
+		return s.Query(t.Context(), "ALTER TABLE events_rows MATERIALIZE TTL")
+	}
+	result, err := query(endOfStream)
+	if err != nil {
+		t.Fatalf("a statement that was run fails: %v", err)
+	}
+	for row, err := range result.Rows() {
+		t.Errorf("row %v, %v", row, err)
+	}
+	result.Close()
+	if len(result.Columns) != 0 {
+		t.Errorf("columns %v", result.Columns)
+	}
+	if _, err := query(); err == nil {
+		t.Error("a statement succeeds whose connection broke")
 	}
 }
 

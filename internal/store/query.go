@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"fmt"
+	"io"
 	"iter"
 	"reflect"
 
@@ -19,7 +20,7 @@ type Column struct {
 type Result struct {
 	Columns []Column // empty for statements that give no rows
 
-	rows   driver.Rows
+	rows   driver.Rows // nil for a statement without a result
 	cancel context.CancelFunc
 }
 
@@ -27,6 +28,11 @@ type Result struct {
 func (s *Store) Query(ctx context.Context, sql string) (*Result, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	rows, err := s.conn.Query(ctx, sql)
+	if err == io.EOF { //nolint:errorlint // within another error it is a connection that broke
+		// Over the native protocol a statement without a result ends where the first block would be.
+		cancel()
+		return &Result{}, nil
+	}
 	if err != nil {
 		cancel()
 		return nil, fmt.Errorf("querying: %w", err)
@@ -42,6 +48,9 @@ func (s *Store) Query(ctx context.Context, sql string) (*Result, error) {
 // uuid.UUID, slices, maps …), nil for NULL. An error is the last thing it gives.
 func (r *Result) Rows() iter.Seq2[[]any, error] {
 	return func(yield func([]any, error) bool) {
+		if r.rows == nil {
+			return
+		}
 		types := r.rows.ColumnTypes()
 		for r.rows.Next() {
 			targets := make([]any, len(types))
@@ -78,6 +87,9 @@ func plain(v reflect.Value) any {
 
 // Close stops the query if it still runs and gives its connection back.
 func (r *Result) Close() {
+	if r.rows == nil {
+		return
+	}
 	r.cancel()
 	// The driver's reader waits for somebody to take its error; closing drains it. What it says is of no use any more.
 	_ = r.rows.Close()
