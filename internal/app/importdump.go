@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -49,8 +50,9 @@ conference, and streams get the user who sent them. Without --conference each fi
 conference with the file's name; without --user a participant is called as the dump says,
 else as the file.
 
-All files are read before anything is written. Importing the same files again writes nothing.
-A conference that is open is never imported into.`,
+All files are read before anything is written. A conference with a bad file is left out, the
+others are written. Importing the same files again writes nothing. A conference that is open
+is never imported into.`,
 		Example: `  callscope import-dump alice.txt bob.txt --app 123456789 --conference standup --user alice --user bob
   callscope import-dump dump.gz --app 123456789 --dry-run`,
 		Args: cobra.MinimumNArgs(1),
@@ -68,13 +70,13 @@ A conference that is open is never imported into.`,
 
 // dumpedFile is one file to import.
 type dumpedFile struct {
-	name       string
-	sum        [sha256.Size]byte
-	userID     string
-	conference *dumpedConference
-	dump       *dumps.Dump
-	records    int
-	oversized  int
+	name      string
+	sum       [sha256.Size]byte
+	userID    string
+	dump      *dumps.Dump
+	records   int
+	oversized int
+	err       error // why it cannot be imported, and no other file of its conference
 }
 
 // dumpedConference is one conference to write.
@@ -102,25 +104,51 @@ func (c *cli) importDumps(ctx context.Context, d dumpImport, names []string) err
 	if err != nil {
 		return err
 	}
+	conferences, left := d.conferences(files)
 	if d.dryRun {
-		conferences, err := d.conferences(files, true)
-		if err != nil {
-			return err
-		}
+		conferences, left = d.build(conferences, left, true)
 		d.print(c.stdout, "would be written", conferences)
-		return nil
+	}
+	if d.dryRun || len(conferences) == 0 {
+		return left.outcome(len(conferences))
 	}
 	app, err := c.importedApp(ctx, d.appID)
 	if err != nil {
-		return err
+		return left.and(err)
 	}
-	conferences, err := d.conferences(files, app.Settings.CollectSDP)
-	if err != nil {
-		return err
+	if conferences, left = d.build(conferences, left, app.Settings.CollectSDP); len(conferences) == 0 {
+		return left.outcome(0)
 	}
-	return c.withServers(ctx, true, true, func(client *stream.Client, st *store.Store, _ *slog.Logger) error {
-		return d.write(ctx, client, st, c.stdout, conferences)
+	var failed error
+	err = c.withServers(ctx, true, true, func(client *stream.Client, st *store.Store, _ *slog.Logger) error {
+		failed = d.write(ctx, client, st, c.stdout, conferences, left)
+		return failed
 	})
+	var coded *codedError
+	switch {
+	case errors.As(failed, &coded) && coded.code == exitPartly:
+		return failed // which is told also when a signal came besides
+	case failed == nil && err != nil:
+		return left.and(err) // it did not come to writing
+	}
+	return err
+}
+
+// leftOut is why conferences are not imported, one error for each file or conference.
+type leftOut []error
+
+// and is another error that ends the command, with what would have been left out.
+func (l leftOut) and(err error) error { return errors.Join(append(slices.Clone(l), err)...) }
+
+// outcome is the error of a command that has done its work for so many other conferences.
+func (l leftOut) outcome(done int) error {
+	switch {
+	case len(l) == 0:
+		return nil
+	case done == 0:
+		return fmt.Errorf("nothing was written: %w", errors.Join(l...))
+	}
+	return &codedError{exitPartly, fmt.Errorf("%d conferences are imported, others were left out: %w", done, errors.Join(l...))}
 }
 
 // importedApp is the app of the setting apps, or else of the registry.
@@ -150,7 +178,7 @@ func (c *cli) importedApp(ctx context.Context, appID string) (*apps.App, error) 
 	return found, err
 }
 
-// read reads all files. Nothing is written when one is bad, so all that are bad are named.
+// read reads all files. What is wrong with one of them is kept in it.
 func (d *dumpImport) read(names []string, stdin io.Reader) ([]*dumpedFile, error) {
 	given := map[string]string{}
 	for _, name := range names {
@@ -175,21 +203,21 @@ func (d *dumpImport) read(names []string, stdin io.Reader) ([]*dumpedFile, error
 		}
 	}
 	var files []*dumpedFile
-	var errs []error
 	for i, name := range names {
 		f := &dumpedFile{name: name}
+		files = append(files, f)
 		data, err := readFile(name, stdin)
 		if err == nil {
 			f.sum = sha256.Sum256(data)
 			f.dump, err = dumps.Parse(data)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("reading %s: %w", name, err))
+			f.err = fmt.Errorf("reading %s: %w", name, err)
 			continue
 		}
-		for _, other := range files {
+		for _, other := range files[:i] {
 			if other.sum == f.sum {
-				errs = append(errs, fmt.Errorf("reading %s: it is the same as %s", name, other.name))
+				f.err = fmt.Errorf("reading %s: it is the same as %s", name, other.name)
 			}
 		}
 		f.userID = f.dump.UserID
@@ -199,10 +227,6 @@ func (d *dumpImport) read(names []string, stdin io.Reader) ([]*dumpedFile, error
 		if len(d.users) > 0 {
 			f.userID = d.users[i]
 		}
-		files = append(files, f)
-	}
-	if len(errs) > 0 {
-		return nil, fmt.Errorf("nothing was written: %w", errors.Join(errs...))
 	}
 	return files, nil
 }
@@ -221,8 +245,8 @@ func baseName(name string) string {
 	return base
 }
 
-// conferences makes the records of every conference.
-func (d *dumpImport) conferences(files []*dumpedFile, sdp bool) ([]*dumpedConference, error) {
+// conferences groups the files. A conference with a bad file is left out: with other files it would be another one.
+func (d *dumpImport) conferences(files []*dumpedFile) (good []*dumpedConference, left leftOut) {
 	var list []*dumpedConference
 	byID := map[string]*dumpedConference{}
 	for _, f := range files {
@@ -234,15 +258,33 @@ func (d *dumpImport) conferences(files []*dumpedFile, sdp bool) ([]*dumpedConfer
 			byID[id] = &dumpedConference{id: id}
 			list = append(list, byID[id])
 		}
-		f.conference = byID[id]
-		f.conference.files = append(f.conference.files, f)
+		byID[id].files = append(byID[id].files, f)
 	}
 	for _, conf := range list {
-		if err := conf.build(d.appID, sdp); err != nil {
-			return nil, fmt.Errorf("nothing was written: %w", err)
+		bad := len(left)
+		for _, f := range conf.files {
+			if f.err != nil {
+				left = append(left, f.err)
+			}
+		}
+		if len(left) == bad {
+			good = append(good, conf)
 		}
 	}
-	return list, nil
+	return good, left
+}
+
+// build makes the records of the conferences, and leaves out those of which there can be none.
+func (d *dumpImport) build(conferences []*dumpedConference, left leftOut, sdp bool) ([]*dumpedConference, leftOut) {
+	var good []*dumpedConference
+	for _, conf := range conferences {
+		if err := conf.build(d.appID, sdp); err != nil {
+			left = append(left, err)
+			continue
+		}
+		good = append(good, conf)
+	}
+	return good, left
 }
 
 // build makes the records. Their uids, and the device of each participant, come from the content of all files of the
@@ -311,7 +353,7 @@ func (conf *dumpedConference) build(appID string, sdp bool) error {
 	if len(conf.messages) == 0 {
 		return fmt.Errorf("importing %s: every message is too large for Kafka", conf.files[0].name)
 	}
-	slices.SortStableFunc(conf.messages, func(a, b dumpedMessage) int { return int(min(max(a.atMs-b.atMs, -1), 1)) })
+	slices.SortStableFunc(conf.messages, func(a, b dumpedMessage) int { return cmp.Compare(a.atMs, b.atMs) })
 	first := &callscopev1.Raw{}
 	if err := first.UnmarshalVT(conf.messages[0].value); err != nil {
 		return fmt.Errorf("reading a record again: %w", err)
@@ -394,23 +436,30 @@ func (conf *dumpedConference) owners(f *dumpedFile, added dumps.Message) func(fu
 
 func timeText(ms int64) string { return time.UnixMilli(ms).UTC().Format("2006-01-02 15:04:05.000 UTC") }
 
-// write appends the records of every conference that is not there yet.
-func (d *dumpImport) write(ctx context.Context, client *stream.Client, st *store.Store, out io.Writer, conferences []*dumpedConference) error {
+// write appends the records of every conference that is not there yet, and tells what became of all.
+func (d *dumpImport) write(ctx context.Context, client *stream.Client, st *store.Store, out io.Writer, conferences []*dumpedConference, left leftOut) error {
 	partitions, err := client.PartitionCount(ctx, stream.TopicRaw)
 	if err != nil {
-		return unreachable(fmt.Errorf("asking for the partitions of %s, which `callscope migrate` and `callscope all` make: %w", stream.TopicRaw, err))
+		return left.and(unreachable(fmt.Errorf("asking for the partitions of %s, which `callscope migrate` and `callscope all` make: %w", stream.TopicRaw, err)))
 	}
+	done := 0
 	var write []*dumpedConference
 	for _, conf := range conferences {
-		there, err := d.isThere(ctx, st, conf)
+		found, err := d.find(ctx, st, conf)
 		if err != nil {
-			return err
+			return left.and(err)
 		}
-		if there {
+		switch found {
+		case conferenceIsThere:
 			fmt.Fprintf(out, "conference %q: an import of the same files is there, nothing was written\n", conf.id)
-			continue
+			done++
+		case conferenceIsOpen:
+			left = append(left, fmt.Errorf("conference %q is open: what is imported would join it; give another --conference, or wait until it has ended", conf.id))
+		case conferenceWasCutOff:
+			left = append(left, fmt.Errorf("an import of conference %q was cut off and has ended there: wait 6 minutes after it, then run the command with --again, and its samples and events are completed, or give another --conference", conf.id))
+		default:
+			write = append(write, conf)
 		}
-		write = append(write, conf)
 	}
 	for i, conf := range write {
 		// A conference is written whole also when a signal comes: a second one ends the process at once.
@@ -423,13 +472,14 @@ func (d *dumpImport) write(ctx context.Context, client *stream.Client, st *store
 		for _, m := range conf.messages {
 			records = append(records, stream.Record{Key: key, Value: m.value})
 		}
-		err := appendAll(context.WithoutCancel(ctx), client, stream.PartitionOf(key, partitions), records)
+		err := appendAll(context.WithoutCancel(ctx), client, stream.PartitionOf(key, partitions), records, conf.lastRecords())
 		if err != nil {
-			return &codedError{exitPartly, fmt.Errorf("writing conference %q, of which a part may be written; run the command again within 30 s and it goes on, later see --again: %w", conf.id, err)}
+			left = append(left, fmt.Errorf("%d of %d conferences were written, and of %q a part may be; run the command again within 30 s and it goes on, later see --again: %w", i, len(write), conf.id, err))
+			return &codedError{exitPartly, errors.Join(left...)}
 		}
 		d.print(out, "written", []*dumpedConference{conf})
 	}
-	return nil
+	return left.outcome(done + len(write))
 }
 
 const (
@@ -438,14 +488,25 @@ const (
 	appendTimeout = 60 * time.Second
 )
 
-// appendAll appends records in order. What a failed request may have written is written again: the enricher drops
-// records by their uid.
-func appendAll(ctx context.Context, client *stream.Client, partition int32, records []stream.Record) error {
+// lastRecords is how many records have the time of the last one, by which find knows a conference that is there as a
+// whole.
+func (conf *dumpedConference) lastRecords() int {
+	last := len(conf.messages) - 1
+	first, _ := slices.BinarySearchFunc(conf.messages, conf.messages[last].atMs, func(m dumpedMessage, at int64) int { return cmp.Compare(m.atMs, at) })
+	return last + 1 - first
+}
+
+// appendAll appends records in order, the last ones in one request. What a failed request may have written is written
+// again: the enricher drops records by their uid.
+func appendAll(ctx context.Context, client *stream.Client, partition int32, records []stream.Record, last int) error {
 	for len(records) > 0 {
 		n, size := 0, 0
 		for n < len(records) && n < appendRecords && (n == 0 || size+len(records[n].Value) < appendBytes) {
 			size += len(records[n].Value)
 			n++
+		}
+		if rest := len(records) - last; n < len(records) && n > rest && rest > 0 {
+			n = rest
 		}
 		if err := appendOne(ctx, client, partition, records[:n]); err != nil {
 			return err
@@ -471,21 +532,30 @@ func appendOne(ctx context.Context, client *stream.Client, partition int32, reco
 	}
 }
 
-// isThere tells whether the conference is there as a whole. An open one of the same id, whoever is in it, is in the way:
-// what is imported would join it.
-func (d *dumpImport) isThere(ctx context.Context, st *store.Store, conf *dumpedConference) (bool, error) {
+// found is what the store has of a conference that is to be imported.
+type found int
+
+const (
+	conferenceIsToWrite found = iota // nothing, a part that was written just now, or all where --again is given
+	conferenceIsThere
+	conferenceIsOpen    // one of the same id, whoever is in it: what is imported would join it
+	conferenceWasCutOff // a part, which has ended
+)
+
+// find looks for the conference.
+func (d *dumpImport) find(ctx context.Context, st *store.Store, conf *dumpedConference) (found, error) {
 	result, err := st.Query(ctx, fmt.Sprintf(
 		"SELECT toString(conference_uid), state, toUnixTimestamp64Milli(last_message_at) FROM conferences WHERE app_id = %s AND conference_id = %s",
 		sqlText(d.appID), sqlText(conf.id)))
 	if err != nil {
-		return false, fmt.Errorf("asking for conferences of the same id: %w", serverError(err))
+		return 0, fmt.Errorf("asking for conferences of the same id: %w", serverError(err))
 	}
 	defer result.Close()
 	lastMs := conf.messages[len(conf.messages)-1].atMs
 	there, cutOff := false, false
 	for row, err := range result.Rows() {
 		if err != nil {
-			return false, fmt.Errorf("asking for conferences of the same id: %w", serverError(err))
+			return 0, fmt.Errorf("asking for conferences of the same id: %w", serverError(err))
 		}
 		uid, state := fmt.Sprint(row[0]), fmt.Sprint(row[1])
 		last, _ := row[2].(int64)
@@ -493,17 +563,22 @@ func (d *dumpImport) isThere(ctx context.Context, st *store.Store, conf *dumpedC
 		case uid == conf.uid.String() && last >= lastMs:
 			there = true
 		case uid == conf.uid.String() && state == "partial":
-			return false, nil // another run was cut off just now: what it wrote is dropped, the rest goes on
+			return conferenceIsToWrite, nil // another run was cut off just now: what it wrote is dropped, the rest goes on
 		case uid == conf.uid.String():
 			cutOff = true
 		case state == "partial":
-			return false, fmt.Errorf("conference %q is open: what is imported would join it; give another --conference, or wait until it has ended", conf.id)
+			return conferenceIsOpen, nil
 		}
 	}
-	if cutOff && !there && !d.again {
-		return false, fmt.Errorf("an import of conference %q was cut off and has ended there: wait 6 minutes after it, then run the command with --again, and it is replaced", conf.id)
+	switch {
+	case d.again:
+		return conferenceIsToWrite, nil
+	case there:
+		return conferenceIsThere, nil
+	case cutOff:
+		return conferenceWasCutOff, nil
 	}
-	return there && !d.again, nil
+	return conferenceIsToWrite, nil
 }
 
 func sqlText(s string) string {

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,13 @@ then writes the difference. The same code changes nothing.
 
 Live services go on undisturbed. An interrupted replay is continued with --resume and the
 same range; until then nothing that queries can see is half written, or all of it is brought
-to its end by resuming.
+to its end by resuming. It is resumed with the logic, the source and the partitions that it
+began with, or not at all; without --resume the same range begins anew.
+
+One replay at a time writes a range: another that overlaps is refused, whatever its app,
+while the first runs, and while it waits to be resumed. ` + "`callscope replay list`" + ` shows what
+runs or waits; ` + "`callscope replay drop`" + ` takes an interrupted one away. Killed, a replay counts
+as interrupted a minute after its last sign of life. Dry runs write nothing and always run.
 
 With --from-enriched it loads the store again from the topics enriched and summaries instead,
 after tables were lost; rows that are there stay.`,
@@ -51,10 +58,78 @@ after tables were lost; rows that are there stay.`,
 	f.BoolVar(&o.dryRun, "dry-run", false, "print the difference and write nothing")
 	f.BoolVar(&o.resume, "resume", false, "continue an interrupted replay of the same range")
 	f.IntVar(&o.rate, "rate", 0, "raw records a second at most; 0 is unbounded")
-	f.StringVar(&o.fromFiles, "from-files", "", "read raw records from a directory that `callscope export` wrote")
+	f.StringVar(&o.fromFiles, "from-files", "", "read raw records from this `directory`, which callscope export wrote")
 	f.BoolVar(&o.fromEnriched, "from-enriched", false, "load the store again from the topics enriched and summaries")
 	f.BoolVar(&o.fromBeginning, "from-beginning", false, "begin at the first raw record, whatever the store knows")
+	cmd.AddCommand(c.replayListCommand(), c.replayDropCommand())
 	return cmd
+}
+
+func (c *cli) replayListCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "list",
+		Short: "List replays that run or were interrupted",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return c.withServers(cmd.Context(), false, true, func(_ *stream.Client, st *store.Store, _ *slog.Logger) error {
+				runs, err := replay.Runs(cmd.Context(), st)
+				if err != nil {
+					return err
+				}
+				return writeRuns(c.stdout, runs)
+			})
+		},
+	}
+}
+
+func (c *cli) replayDropCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "drop RUN",
+		Short: "Take away what an interrupted replay has computed",
+		Long: `Take away what an interrupted replay has computed. It cannot be resumed afterwards. Rows that
+it has written stay; where it had begun to write, replay its range again.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.withServers(cmd.Context(), false, true, func(_ *stream.Client, st *store.Store, _ *slog.Logger) error {
+				run, err := replay.Remove(cmd.Context(), st, args[0])
+				switch {
+				case errors.Is(err, replay.ErrUnknownRun):
+					return usage(err)
+				case err != nil:
+					return err
+				}
+				if run.Writing {
+					fmt.Fprintf(c.stderr, "callscope: it may have written a part of its rows: replay conferences from %s to %s again\n", stamp(run.From), stamp(run.To))
+				}
+				_, err = fmt.Fprintf(c.stdout, "dropped replay %s\n", run.ID)
+				return err
+			})
+		},
+	}
+}
+
+// stamp is a time as --from and --to take it.
+func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// writeRuns prints a line for each run.
+func writeRuns(w io.Writer, runs []replay.Kept) error {
+	t := table{header: []string{"run", "state", "from", "to", "app", "dry run", "began", "last sign of life", "partitions", "writing"}}
+	for _, r := range runs {
+		values := []string{r.ID, r.State, "", "", "", "", stamp(r.Began.Truncate(time.Second)), "", "", ""}
+		if r.State == replay.StateRunning || r.State == replay.StateInterrupted {
+			values = []string{r.ID, r.State, stamp(r.From), stamp(r.To), cmp.Or(r.App, "all"), yesNo(r.DryRun), stamp(r.Began.Truncate(time.Second)),
+				r.Silent.Round(time.Second).String() + " ago", fmt.Sprintf("%d of %d", r.Finished, r.Partitions), yesNo(r.Writing)}
+		}
+		t.add(values...)
+	}
+	return t.write(w)
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no"
 }
 
 type replayOptions struct {
@@ -152,6 +227,10 @@ func (c *cli) replay(ctx context.Context, o replayOptions) error {
 			return usage(err)
 		case errors.Is(err, errErasedMeanwhile):
 			return &codedError{exitPartly, err}
+		case errors.Is(err, replay.ErrTakenAway) && report.Generation > 0:
+			return &codedError{exitPartly, fmt.Errorf("a part of the rows is written: %w", err)}
+		case errors.Is(err, replay.ErrTakenOver):
+			return err
 		case err != nil && report.Generation > 0:
 			return &codedError{exitPartly, fmt.Errorf("a part of the rows is written, and --resume brings the rest: %w", err)}
 		case err != nil:

@@ -8,8 +8,6 @@ package replay
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,15 +31,13 @@ import (
 var (
 	// ErrRetention: raw records that the range needs have expired, or are not in the archive.
 	ErrRetention = errors.New("raw records that the range needs are gone")
-	// ErrNothingToResume: no interrupted run with these parameters was found.
-	ErrNothingToResume = errors.New("there is nothing to resume")
 	// ErrUnknownApp: no row of the app is stored and no record of it was read.
 	ErrUnknownApp = errors.New("unknown app")
 )
 
 // Source is where raw records come from, partition by partition. Offsets are those of the raw topic.
 type Source interface {
-	// Name tells sources apart: a run on one is not resumed on another.
+	// Name tells sources apart: a run on one is not resumed on another. That of files begins with "files/".
 	Name() string
 	Partitions(ctx context.Context) (int, error)
 	// Range returns the first offset and the one behind the last. Nothing is there where they are equal.
@@ -150,7 +146,8 @@ type run struct {
 	cfg    Config
 	source Source
 	store  *store.Store
-	shadow *store.Shadow
+	shadow *store.Shadow // of this run, once it is known
+	owner  string        // this process, among those that work on the run
 	log    *slog.Logger
 	window store.Window
 
@@ -166,7 +163,8 @@ type run struct {
 }
 
 // Run folds, compares and, unless it is a dry run, writes. When ctx ends, or anything fails, what was computed so far is
-// kept for a run with Resume; the public tables then have none or some of the new rows, and resuming brings the rest.
+// kept for a run with Resume; the public tables then have none or some of the new rows, and resuming brings the rest. A run
+// that would write beside another one is refused (ErrRunning, ErrInterrupted), with nothing written or kept.
 func Run(ctx context.Context, cfg Config, source Source, st *store.Store, log *slog.Logger) (Report, error) {
 	if err := cfg.Validate(); err != nil {
 		return Report{}, err
@@ -176,7 +174,6 @@ func Run(ctx context.Context, cfg Config, source Source, st *store.Store, log *s
 		cfg: cfg, source: source, store: st, log: log, pace: pacer{rate: cfg.Rate},
 		window: store.Window{From: store.Time(cfg.From.UnixMilli()), To: store.Time(cfg.To.UnixMilli()), App: cfg.App},
 	}
-	r.shadow = st.Shadow(r.id())
 	r.phase.Store("folding")
 	partitions, err := source.Partitions(ctx)
 	if err != nil {
@@ -187,44 +184,25 @@ func Run(ctx context.Context, cfg Config, source Source, st *store.Store, log *s
 	if err != nil {
 		return Report{}, err
 	}
-	if err := r.fold(ctx, partitions, finished); err != nil {
-		if errors.Is(err, ErrRetention) || errors.Is(err, ErrUnknownApp) {
-			err = errors.Join(err, r.shadow.Drop(context.WithoutCancel(ctx)))
-		}
-		return r.report, err
+	working, lost := context.WithCancelCause(ctx)
+	var alive sync.WaitGroup
+	alive.Go(func() { r.stayAlive(working, lost) })
+	err = r.fold(working, partitions, finished)
+	over := errors.Is(err, ErrRetention) || errors.Is(err, ErrUnknownApp) // resuming would not help
+	if err == nil {
+		err = r.compareAndWrite(working)
+		over = err == nil
 	}
-	if err := r.compareAndWrite(ctx); err != nil {
-		return r.report, err
+	if over {
+		lost(nil)
+		alive.Wait()
+		// What is left behind now would be taken for an interrupted run.
+		return r.report, errors.Join(err, r.shadow.Drop(context.WithoutCancel(ctx)))
 	}
-	// What is left behind now would be taken for an interrupted run.
-	return r.report, r.shadow.Drop(context.WithoutCancel(ctx))
-}
-
-// id names the run by what it is about, so that resuming finds it.
-func (r *run) id() string {
-	h := sha256.New()
-	fmt.Fprintf(h, "%d/%d/%q/%s", r.window.From, r.window.To, r.window.App, r.source.Name())
-	return hex.EncodeToString(h.Sum(nil)[:6])
-}
-
-// prepare makes the run's tables and returns the partitions that an interrupted run had finished.
-func (r *run) prepare(ctx context.Context) (map[int32]string, error) {
-	if r.cfg.Resume {
-		exists, err := r.shadow.Exists(ctx)
-		if err != nil {
-			return nil, err
-		}
-		if !exists {
-			return nil, fmt.Errorf("%w: no replay from %s to %s was interrupted, or it was finished since", ErrNothingToResume, stamp(r.cfg.From), stamp(r.cfg.To))
-		}
-		finished, _, err := r.shadow.Progress(ctx)
-		return finished, err
-	}
-	// Even where no run was interrupted: one that was killed while it took its tables away may have left some of them.
-	if err := r.shadow.Drop(ctx); err != nil {
-		return nil, err
-	}
-	return nil, r.shadow.Create(ctx)
+	err = r.ended(working, err)
+	lost(nil)
+	alive.Wait()
+	return r.report, err
 }
 
 func (r *run) fold(ctx context.Context, partitions int, finished map[int32]string) error {
@@ -316,6 +294,9 @@ func (r *run) compareAndWrite(ctx context.Context) error {
 		}
 		r.phase.Store("writing " + strings.TrimSuffix(d.Table, "_rows"))
 		r.tell()
+		if err := r.stillOurs(ctx); err != nil {
+			return err
+		}
 		if err := r.shadow.Apply(ctx, d.Table, r.window, generation); err != nil {
 			return err
 		}

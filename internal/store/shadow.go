@@ -23,6 +23,9 @@ type Shadow struct {
 // Shadow names the shadow tables of a run. run consists of lower-case letters and digits.
 func (s *Store) Shadow(run string) *Shadow { return &Shadow{s: s, run: run} }
 
+// Run is the name that was given to Store.Shadow.
+func (sh *Shadow) Run() string { return sh.run }
+
 // Window is which stored rows a replay may replace: those of conferences that begin in [From, To), and of messages outside
 // of conferences that were received then. An empty App means all apps.
 type Window struct {
@@ -80,7 +83,7 @@ func (t *table) values() []string {
 }
 
 func (sh *Shadow) table(name string) string {
-	return fmt.Sprintf("%s.replay_%s_%s", sh.s.cfg.Database, sh.run, name)
+	return fmt.Sprintf("%s.%s%s_%s", sh.s.cfg.Database, shadowPrefix, sh.run, name)
 }
 
 func (sh *Shadow) exec(ctx context.Context, doing, sql string, settings clickhouse.Settings) error {
@@ -89,22 +92,160 @@ func (sh *Shadow) exec(ctx context.Context, doing, sql string, settings clickhou
 	}
 	settings["async_insert"] = 0
 	if err := sh.s.conn.Exec(clickhouse.Context(ctx, clickhouse.WithSettings(settings)), sql); err != nil {
-		return fmt.Errorf("%s: %w", doing, err)
+		return sh.failed(doing, err)
 	}
 	return nil
 }
 
-// Exists tells whether an earlier run left its tables.
-func (sh *Shadow) Exists(ctx context.Context) (bool, error) {
-	var n uint64
-	err := sh.s.conn.QueryRow(ctx, fmt.Sprintf("SELECT count() FROM system.tables WHERE database = '%s' AND name = 'replay_%s_progress'", sh.s.cfg.Database, sh.run)).Scan(&n)
-	if err != nil {
-		return false, fmt.Errorf("looking for an interrupted replay: %w", err)
-	}
-	return n > 0, nil
+// ErrShadowGone: the tables of a run are not there, or no longer.
+var ErrShadowGone = errors.New("the tables of the replay are gone")
+
+// What a run notes about itself, in its table progress, with the server's time.
+const (
+	noteRun       = "run"       // once, first of all: the detail that was given to Begin
+	noteAlive     = "alive"     // a sign of life of the owner named in detail
+	noteEnded     = "ended"     // that owner works on it no more
+	notePartition = "partition" // all rows of a partition are in
+	noteWriting   = "writing"   // rows of the generation in value are being written
+)
+
+// ShadowState is what a run has noted about itself.
+type ShadowState struct {
+	Run        string
+	Made       Time             // when the oldest of its tables was made
+	Remains    bool             // it was being taken away, or still is: nothing of it can be used
+	Recorded   bool             // false where it has just begun, or this binary cannot read its notes: the rest is then empty
+	Detail     string           // as it was given to Begin
+	Began      Time             // by the server's clock, as all times here
+	Heard, Now Time             // the last note, and when State was asked
+	Owners     []ShadowOwner    // processes that work on it, or died at it, oldest first: the last one has it
+	Finished   map[int32]string // details of the partitions that are finished
+	Generation uint32           // of its rows, once they are being written; else 0
 }
 
-// Create makes the tables, or leaves those that are there.
+// ShadowOwner is a process that has not said that it ended.
+type ShadowOwner struct {
+	Name        string
+	Since, Seen Time // its first and its last sign of life
+}
+
+const (
+	shadowPrefix          = "replay_"
+	codeUnknownIdentifier = 47
+)
+
+// Shadows lists the runs whose tables are in the store, oldest first. They are looked for on one server.
+func (s *Store) Shadows(ctx context.Context) ([]ShadowState, error) {
+	rows, err := s.conn.Query(ctx, fmt.Sprintf("SELECT splitByChar('_', name)[2] AS run, toUnixTimestamp(min(metadata_modification_time)) AS made, countIf(endsWith(name, '_progress')) FROM system.tables WHERE database = '%s' AND startsWith(name, '%s') GROUP BY run ORDER BY made, run",
+		s.cfg.Database, shadowPrefix))
+	if err != nil {
+		return nil, fmt.Errorf("looking for replays: %w", err)
+	}
+	defer rows.Close()
+	var list []ShadowState
+	for rows.Next() {
+		var run string
+		var made uint32
+		var recorded uint64
+		if err := rows.Scan(&run, &made, &recorded); err != nil {
+			return nil, fmt.Errorf("looking for replays: %w", err)
+		}
+		list = append(list, ShadowState{Run: run, Made: Time(made) * 1000, Remains: recorded == 0})
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("looking for replays: %w", err)
+	}
+	for i, found := range list {
+		if found.Remains {
+			continue
+		}
+		state, err := s.Shadow(found.Run).State(ctx)
+		switch {
+		case errors.Is(err, ErrShadowGone):
+			list[i].Remains = true // since
+		case code(err) == codeUnknownIdentifier:
+		case err != nil:
+			return nil, err
+		default:
+			state.Made = found.Made
+			list[i] = state
+		}
+	}
+	return list, nil
+}
+
+// State reads what the run has noted, but for Made. The error is ErrShadowGone where its tables are not there.
+func (sh *Shadow) State(ctx context.Context) (ShadowState, error) {
+	state := ShadowState{Run: sh.run, Finished: map[int32]string{}}
+	rows, err := sh.s.conn.Query(ctx, fmt.Sprintf("SELECT note, partition, detail, max(value), toUnixTimestamp64Milli(min(at)), toUnixTimestamp64Milli(max(at)), toUnixTimestamp64Milli(now64(3)) FROM %s GROUP BY note, partition, detail ORDER BY min(at), detail", sh.table("progress")))
+	if err != nil {
+		return state, sh.failed("reading the replay's progress", err)
+	}
+	defer rows.Close()
+	ended := map[string]bool{}
+	for rows.Next() {
+		var note, detail string
+		var partition int32
+		var value uint32
+		var first, last, now int64
+		if err := rows.Scan(&note, &partition, &detail, &value, &first, &last, &now); err != nil {
+			return state, fmt.Errorf("reading the replay's progress: %w", err)
+		}
+		state.Heard, state.Now = max(state.Heard, Time(last)), Time(now)
+		switch note {
+		case noteRun:
+			state.Recorded, state.Detail, state.Began = true, detail, Time(first)
+		case noteAlive:
+			state.Owners = append(state.Owners, ShadowOwner{Name: detail, Since: Time(first), Seen: Time(last)})
+		case noteEnded:
+			ended[detail] = true
+		case notePartition:
+			state.Finished[partition] = detail
+		case noteWriting:
+			state.Generation = max(state.Generation, value)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return state, fmt.Errorf("reading the replay's progress: %w", err)
+	}
+	state.Owners = slices.DeleteFunc(state.Owners, func(o ShadowOwner) bool { return ended[o.Name] })
+	return state, nil
+}
+
+func (sh *Shadow) failed(doing string, err error) error {
+	if code(err) == codeUnknownTable {
+		return fmt.Errorf("%s: %w: %w", doing, ErrShadowGone, err)
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// Begin makes the run known under a name that nobody used before, with a detail that State gives back, and a first sign
+// of life of its owner. The tables for its rows are made by Create.
+func (sh *Shadow) Begin(ctx context.Context, owner, detail string) error {
+	// The first table to come and the first to go: where it is not, nothing can be resumed.
+	sql := fmt.Sprintf("CREATE TABLE %s (note String, partition Int32, value UInt32, detail String, at DateTime64(3, 'UTC')) ENGINE = MergeTree ORDER BY tuple()", sh.table("progress"))
+	if err := sh.exec(ctx, "making the tables of the replay", sql, nil); err != nil {
+		return err
+	}
+	// Whoever knows what the run is about knows that it lives.
+	if err := sh.Alive(ctx, owner); err != nil {
+		return err
+	}
+	return sh.note(ctx, noteRun, -1, 0, detail)
+}
+
+// Alive notes a sign of life of an owner; the first one makes it the run's last owner. The error is ErrShadowGone once the
+// tables are taken away.
+func (sh *Shadow) Alive(ctx context.Context, owner string) error {
+	return sh.note(ctx, noteAlive, -1, 0, owner)
+}
+
+// End notes that an owner works on the run no more. Errors as those of Alive.
+func (sh *Shadow) End(ctx context.Context, owner string) error {
+	return sh.note(ctx, noteEnded, -1, 0, owner)
+}
+
+// Create makes the tables for rows, or leaves those that are there.
 func (sh *Shadow) Create(ctx context.Context) error {
 	for _, name := range TableNames() {
 		key := strings.Join(keys[name], ", ")
@@ -114,20 +255,10 @@ func (sh *Shadow) Create(ctx context.Context) error {
 			return err
 		}
 	}
-	for name, columns := range map[string]string{
-		"scope": "conference_uid UUID",
-		// A partition of -1 tells the generation, once rows are being written.
-		"progress": "partition Int32, value UInt32, detail String",
-	} {
-		sql := fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s (%s) ENGINE = MergeTree ORDER BY tuple()", sh.table(name), columns)
-		if err := sh.exec(ctx, "making the tables of the replay", sql, nil); err != nil {
-			return err
-		}
-	}
-	return nil
+	return sh.exec(ctx, "making the tables of the replay", fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s (conference_uid UUID) ENGINE = MergeTree ORDER BY tuple()", sh.table("scope")), nil)
 }
 
-// Drop takes the tables away.
+// Drop takes the tables away. A process that works on the run fails at its next statement.
 func (sh *Shadow) Drop(ctx context.Context) error {
 	var errs []error
 	for _, name := range append([]string{"progress", "scope"}, TableNames()...) {
@@ -154,7 +285,7 @@ func (sh *Shadow) Insert(ctx context.Context, tableName string, rows any) error 
 }
 
 // FinishPartition notes that all rows of a partition are in, and which conferences of it may be written. detail is handed
-// back by Progress.
+// back by State.
 func (sh *Shadow) FinishPartition(ctx context.Context, partition int32, scope []uuid.UUID, detail string) error {
 	for chunk := range slices.Chunk(scope, 5000) {
 		values := make([]string, len(chunk))
@@ -165,47 +296,20 @@ func (sh *Shadow) FinishPartition(ctx context.Context, partition int32, scope []
 			return err
 		}
 	}
-	return sh.note(ctx, partition, 0, detail)
+	return sh.note(ctx, notePartition, partition, 0, detail)
 }
 
-func (sh *Shadow) note(ctx context.Context, partition int32, value uint32, detail string) error {
-	return sh.exec(ctx, "noting the replay's progress", fmt.Sprintf("INSERT INTO %s SELECT %d, %d, '%s'", sh.table("progress"), partition, value, quoted(detail)), nil)
+func (sh *Shadow) note(ctx context.Context, note string, partition int32, value uint32, detail string) error {
+	return sh.exec(ctx, "noting the replay's progress", fmt.Sprintf("INSERT INTO %s SELECT '%s', %d, %d, '%s', now64(3)", sh.table("progress"), note, partition, value, quoted(detail)), nil)
 }
 
 func quoted(s string) string { return strings.NewReplacer(`\`, `\\`, `'`, `\'`).Replace(s) }
 
-// Progress returns the details of the partitions that are finished, and the generation if rows were being written (else 0).
-func (sh *Shadow) Progress(ctx context.Context) (finished map[int32]string, generation uint32, err error) {
-	rows, err := sh.s.conn.Query(ctx, fmt.Sprintf("SELECT partition, value, detail FROM %s", sh.table("progress")))
-	if err != nil {
-		return nil, 0, fmt.Errorf("reading the replay's progress: %w", err)
-	}
-	defer rows.Close()
-	finished = map[int32]string{}
-	for rows.Next() {
-		var partition int32
-		var value uint32
-		var detail string
-		if err := rows.Scan(&partition, &value, &detail); err != nil {
-			return nil, 0, fmt.Errorf("reading the replay's progress: %w", err)
-		}
-		if partition < 0 {
-			generation = max(generation, value)
-			continue
-		}
-		finished[partition] = detail
-	}
-	if err := rows.Err(); err != nil {
-		return nil, 0, fmt.Errorf("reading the replay's progress: %w", err)
-	}
-	return finished, generation, nil
-}
-
 // Generation returns the generation of this run's rows, one above all that were ever written, and keeps it for a resumed
 // run.
 func (sh *Shadow) Generation(ctx context.Context) (uint32, error) {
-	if _, generation, err := sh.Progress(ctx); err != nil || generation > 0 {
-		return generation, err
+	if state, err := sh.State(ctx); err != nil || state.Generation > 0 {
+		return state.Generation, err
 	}
 	var parts []string
 	for _, name := range TableNames() {
@@ -220,7 +324,7 @@ func (sh *Shadow) Generation(ctx context.Context) (uint32, error) {
 		return 0, fmt.Errorf("looking for the newest replay generation: %w", err)
 	}
 	generation := uint32(highest) + 1
-	return generation, sh.note(ctx, -1, generation, "")
+	return generation, sh.note(ctx, noteWriting, -1, generation, "")
 }
 
 // summary tells whether a table's versions are made of generation and revision.

@@ -2,7 +2,6 @@ package dumps
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -19,27 +18,28 @@ import (
 )
 
 // startOn is start with a broker that the test can look into, and make fail.
-func startOn(t *testing.T) (*chain, *streamtest.Broker, *stream.Client) {
+func startOn(t *testing.T) (*chain, *streamtest.Broker) {
 	t.Helper()
 	broker := streamtest.NewBroker(t)
 	c := &chain{gateway: chaintest.FreeAddress(t), engine: chaintest.FreeAddress(t)}
 	dir, admin := t.TempDir(), chaintest.FreeAddress(t)
 	config := filepath.Join(dir, "callscope.yaml")
-	text := fmt.Sprintf("apps: [{id: %q, name: test, secrets: [a secret of the test alone]}, {id: %q, name: other, secrets: [another secret of the test]}]\n"+
+	text := fmt.Sprintf("data_dir: %q\napps: [{id: %q, name: test, secrets: [a secret of the test alone]}, {id: %q, name: other, secrets: [another secret of the test]}]\n"+
 		"gateway: {addr: %q}\nadmin: {addr: %q}\nkafka: {brokers: [%q], partitions: 2}\nclickhouse: {embedded_addr: %q}\n",
-		appID, otherAppID, c.gateway, admin, broker.Addr(), c.engine)
+		filepath.Join(dir, "data"), appID, otherAppID, c.gateway, admin, broker.Addr(), c.engine)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	c.flags = []string{"--config", config, "--data", filepath.Join(dir, "data")}
+	c.flags = []string{"--config", config}
 	p := chaintest.Start(t, "callscope all", append([]string{"all", "--log-level", "warn"}, c.flags...)...)
 	chaintest.Ready(t, p, admin)
-	client, err := stream.Open(stream.Config{Brokers: []string{broker.Addr()}, Partitions: 2}, slog.New(slog.NewTextHandler(io.Discard, nil)), nil)
+	client, err := stream.Open(stream.Config{Brokers: []string{broker.Addr()}, Partitions: 2}, slog.New(slog.DiscardHandler), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	return c, broker, client
+	c.client = client
+	return c, broker
 }
 
 const otherAppID = "4711"

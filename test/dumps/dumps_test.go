@@ -1,5 +1,5 @@
 // Package dumps imports dumps of browsers and of rtcstats into a running callscope with the real binary, and compares
-// the rows with its own, naive reading of the same files. It uses nothing of callscope's code.
+// the rows with its own, naive reading of the same files. Of callscope's code it uses what writes and watches the log.
 package dumps
 
 import (
@@ -18,6 +18,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/callscope/callscope/internal/stream"
 	"github.com/callscope/callscope/test/chaintest"
 )
 
@@ -72,6 +73,7 @@ func moved(t *testing.T, dir, name string, later time.Duration) string {
 type chain struct {
 	gateway, engine string
 	flags           []string
+	client          *stream.Client // nil where the chain has its own broker
 }
 
 func start(t *testing.T) *chain {
@@ -387,7 +389,9 @@ func TestBadImports(t *testing.T) {
 		{"an app that is none", []string{alice, "--app", "me"}, 2, []string{"--app"}},
 		{"no file", []string{"--app", appID}, 2, []string{"arg"}},
 		{"a missing file", []string{filepath.Join(dir, "none.json"), "--app", appID}, 1, []string{"none.json", "nothing was written"}},
-		{"every bad file is named", []string{alice, half, foreign, "--app", appID}, 1, []string{"half.json", "not complete", "foreign.json", "PeerConnections", "nothing was written"}},
+		{"every bad file is named", []string{half, foreign, "--app", appID}, 1, []string{"half.json", "not complete", "foreign.json", "PeerConnections", "nothing was written"}},
+		{"every bad file of a conference is named", []string{alice, half, foreign, "--conference", "c", "--app", appID}, 1, []string{"half.json", "foreign.json", "nothing was written"}},
+		{"bad files and no server", append([]string{alice, half, foreign, "--app", appID}, nobody...), 4, []string{"half.json", "foreign.json"}},
 		{"one file twice", []string{alice, same, "--conference", "c", "--app", appID}, 1, []string{"same.json", "the same as"}},
 		{"users for some", []string{alice, half, "--app", appID, "--user", "a"}, 2, []string{"--user is given 1 times for 2 files"}},
 		{"standard input without a name", []string{"-", "--app", appID}, 2, []string{"--conference is missing"}},

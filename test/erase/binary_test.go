@@ -65,9 +65,14 @@ func found(t *testing.T, engine, text string) (hits []string, counts map[string]
 	return hits, counts
 }
 
-// TestBinary plays a recorded call through the real binary, erases one of its users, and looks for him again after a late
-// message, after tables are loaded anew from the topics, and in exported files.
-func TestBinary(t *testing.T) {
+// chain is one `callscope all --demo`.
+type chain struct {
+	settings                string // the file
+	gateway, broker, engine string
+}
+
+func start(t *testing.T) chain {
+	t.Helper()
 	if _, err := embedded.FindLibrary(); err != nil {
 		if os.Getenv("CI") == "true" {
 			t.Fatal(err)
@@ -75,15 +80,23 @@ func TestBinary(t *testing.T) {
 		t.Skip(err)
 	}
 	dir := t.TempDir()
-	gateway, admin, engine := chaintest.FreeAddress(t), chaintest.FreeAddress(t), chaintest.FreeAddress(t)
-	settings := filepath.Join(dir, "settings.yaml")
+	admin := chaintest.FreeAddress(t)
+	c := chain{filepath.Join(dir, "settings.yaml"), chaintest.FreeAddress(t), chaintest.FreeAddress(t), chaintest.FreeAddress(t)}
 	text := fmt.Sprintf("data_dir: %s\nkafka: {embedded_addr: %q}\nclickhouse: {embedded_addr: %q}\ngateway: {addr: %q}\nadmin: {addr: %q}\n",
-		filepath.Join(dir, "data"), chaintest.FreeAddress(t), engine, gateway, admin)
-	if err := os.WriteFile(settings, []byte(text), 0o600); err != nil {
+		filepath.Join(dir, "data"), c.broker, c.engine, c.gateway, admin)
+	if err := os.WriteFile(c.settings, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	p := chaintest.Start(t, "callscope all", "all", "--demo", "--config", settings)
+	p := chaintest.Start(t, "callscope all", "all", "--demo", "--config", c.settings)
 	chaintest.Ready(t, p, admin)
+	return c
+}
+
+// TestBinary plays a recorded call through the real binary, erases one of its users, and looks for him again after a late
+// message, after tables are loaded anew from the topics, and in exported files.
+func TestBinary(t *testing.T) {
+	c := start(t)
+	settings, gateway, engine := c.settings, c.gateway, c.engine
 
 	run(t, 2, "erase", "--config", settings, "--app", app)
 	run(t, 2, "erase", "--config", settings, "--app", "none", "--user", "alice")
@@ -170,7 +183,7 @@ func TestBinary(t *testing.T) {
 	run(t, 0, "replay", "--config", settings, "--from-enriched")
 	gone("after loading from the topics", nil)
 
-	archive := filepath.Join(dir, "archive")
+	archive := filepath.Join(t.TempDir(), "archive")
 	day := func(n int) string { return time.Now().UTC().AddDate(0, 0, n).Format(time.DateOnly) }
 	run(t, 0, "export", "--config", settings, "--from", day(-1), "--to", day(1), "--dir", archive)
 	run(t, 0, "replay", "--config", settings, "--from", day(-1), "--to", day(1), "--from-files", archive)

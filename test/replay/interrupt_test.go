@@ -3,24 +3,28 @@ package replay
 import (
 	"bytes"
 	"compress/gzip"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/callscope/callscope/internal/store/storetest"
 	"github.com/callscope/callscope/test/chaintest"
 )
 
-// gate stands before the engine and stops at the first statement that looks like a pattern, or a later one: it says so,
-// and lets the statement pass when it is told to.
+// gate stands before the engine and stops at the first statement that looks like a pattern: it says so, and lets the
+// statement pass when it is told to.
 type gate struct {
 	server  *httptest.Server
 	pattern *regexp.Regexp
@@ -28,13 +32,15 @@ type gate struct {
 	matches atomic.Int32
 	reached chan string   // gets the statement
 	open    chan struct{} // closed when it may pass
+	pass    func()        // closes open, any number of times
 	after   bool          // it passes first, and only its answer waits
 	done    chan struct{} // closed when it has passed
 }
 
-func newGate(t testing.TB, pattern string, after bool, match int32) *gate {
+func newGate(t testing.TB, pattern string, after bool) *gate {
 	t.Helper()
 	g := &gate{pattern: regexp.MustCompile(pattern), after: after, reached: make(chan string, 1), open: make(chan struct{}), done: make(chan struct{})}
+	g.pass = sync.OnceFunc(func() { close(g.open) })
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: storetest.Addr(t)})
 	proxy.ErrorHandler = func(w http.ResponseWriter, _ *http.Request, _ error) { w.WriteHeader(http.StatusBadGateway) } // the client is gone
 	g.server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -44,7 +50,7 @@ func newGate(t testing.TB, pattern string, after bool, match int32) *gate {
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
 		text := r.URL.Query().Get("query") + " " + plain(body)
-		if !g.pattern.MatchString(text) || g.matches.Add(1) != match {
+		if !g.pattern.MatchString(text) || g.matches.Add(1) != 1 {
 			proxy.ServeHTTP(w, r)
 			return
 		}
@@ -111,12 +117,12 @@ func TestInterruptedProcess(t *testing.T) {
 	}{
 		{name: "before the first rows are computed", pattern: `INSERT INTO \S*replay_\w+_rows`},
 		{name: "behind the first computed rows", pattern: `INSERT INTO \S*replay_\w+_rows`, after: true},
-		{name: "before a partition is noted", pattern: `INSERT INTO \S*replay_\w+_progress`},
-		{name: "behind a partition", pattern: `INSERT INTO \S*replay_\w+_progress`, after: true},
+		{name: "before a partition is noted", pattern: `replay_\w+_progress SELECT 'partition'`},
+		{name: "behind a partition", pattern: `replay_\w+_progress SELECT 'partition'`, after: true},
 		{name: "comparing", pattern: `FULL OUTER JOIN`},
 		{name: "comparing the last table", pattern: `FULL OUTER JOIN \(SELECT .*precall_associations_rows`, after: true},
-		{name: "before the generation is noted", pattern: `replay_\w+_progress SELECT -1,`},
-		{name: "behind the generation", pattern: `replay_\w+_progress SELECT -1,`, after: true},
+		{name: "before the generation is noted", pattern: `replay_\w+_progress SELECT 'writing'`},
+		{name: "behind the generation", pattern: `replay_\w+_progress SELECT 'writing'`, after: true},
 		{name: "before the first write", pattern: `INSERT INTO \S*\.fabrics_rows .* SELECT`, writes: true},
 		{name: "behind a write", pattern: `INSERT INTO \S*\.fabrics_rows .* LEFT JOIN .* o\.replay_present = 0 OR`, after: true, writes: true},
 		{name: "before removing", pattern: `INSERT INTO \S*\.events_rows .* WHERE n\.replay_present = 0`, writes: true},
@@ -137,11 +143,7 @@ func TestInterruptedProcess(t *testing.T) {
 				if damaged == before {
 					t.Fatal("nothing is damaged")
 				}
-				match := int32(1)
-				if test.over {
-					match = 2 // a run drops such tables before it begins, too
-				}
-				code, stderr := stopAt(t, c, newGate(t, test.pattern, test.after, match), signal, args)
+				code, stderr := stopAt(t, c, newGate(t, test.pattern, test.after), signal, args)
 				switch {
 				case signal == os.Interrupt && (code != 130 || !strings.Contains(stderr, "run it again with --resume to go on\n") || !strings.HasSuffix(stderr, "callscope: interrupted\n")):
 					t.Errorf("exit code %d: %s", code, stderr)
@@ -150,6 +152,9 @@ func TestInterruptedProcess(t *testing.T) {
 				}
 				if diff := changed(damaged, allRows(t, c.store)); diff != "" && !test.writes {
 					t.Errorf("rows that queries see have changed: %s", diff)
+				}
+				if signal == os.Kill {
+					age(t, c, 2*time.Minute)
 				}
 				again := append(args, "--resume")
 				if test.over {
@@ -179,36 +184,71 @@ func TestInterruptedProcess(t *testing.T) {
 	}
 }
 
-// stopAt runs a command until a gate stops it, and ends it there by a signal.
-func stopAt(t testing.TB, c *chain, g *gate, signal os.Signal, args []string) (code int, stderr string) {
+// held is callscope in a process of its own that has come to a gate and waits there.
+type held struct {
+	cmd   *exec.Cmd
+	gate  *gate
+	errs  *bytes.Buffer // of a process that has ended
+	ended chan struct{}
+}
+
+func hold(t testing.TB, c *chain, g *gate, args ...string) *held {
 	t.Helper()
 	cmd, _, errs := process(t, c, g.addr(), args...)
+	h := &held{cmd: cmd, gate: g, errs: errs, ended: make(chan struct{})}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
 	go func() {
 		_ = cmd.Wait() // how it ended is in its state
-		close(ended)
+		close(h.ended)
 	}()
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may have ended
-		<-ended
+		<-h.ended
+		g.pass()
 	})
 	select {
 	case <-g.reached:
-	case <-ended:
+	case <-h.ended:
 		t.Fatalf("it ended before it came to %q: %s", g.pattern, errs)
 	}
-	if err := cmd.Process.Signal(signal); err != nil {
+	return h
+}
+
+func (h *held) signal(t testing.TB, signal os.Signal) {
+	t.Helper()
+	if err := h.cmd.Process.Signal(signal); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// end opens the gate and waits for the process.
+func (h *held) end() (code int, stderr string) {
+	h.gate.pass()
+	<-h.ended
+	<-h.gate.done
+	return h.cmd.ProcessState.ExitCode(), h.errs.String()
+}
+
+// stopAt runs a command until a gate stops it, and ends it there by a signal.
+func stopAt(t testing.TB, c *chain, g *gate, signal os.Signal, args []string) (code int, stderr string) {
+	t.Helper()
+	h := hold(t, c, g, args...)
+	h.signal(t, signal)
 	if signal == syscall.SIGKILL {
-		<-ended
+		<-h.ended
 	}
 	// Interrupted, it may wait for the answer, or not.
-	close(g.open)
-	<-ended
-	<-g.done
-	return cmd.ProcessState.ExitCode(), errs.String()
+	return h.end()
+}
+
+// age makes all that replays have noted older, as waiting would.
+func age(t testing.TB, c *chain, d time.Duration) {
+	t.Helper()
+	for _, table := range leftovers(t, c) {
+		if name := table[0].(string); strings.HasSuffix(name, "_progress") {
+			storetest.Exec(t, c.store, fmt.Sprintf("ALTER TABLE %s UPDATE at = at - toIntervalSecond(%d) WHERE 1 SETTINGS mutations_sync = 2", name, int(d.Seconds())))
+		}
+	}
 }

@@ -168,7 +168,7 @@ func keepSeed(t *testing.T, seed uint64, kept []uint64) {
 
 // MustFail is a negative control: with the change to their options, at least
 // 90 % of the simulations in which it had a chance to show must fail, and it
-// must have had one in at least a twentieth of them.
+// must have had one in at least a tenth of them.
 func MustFail(t *testing.T, n int, options func(seed uint64) Options, defect Defect) {
 	t.Helper()
 	var (
@@ -196,7 +196,7 @@ func MustFail(t *testing.T, n int, options func(seed uint64) Options, defect Def
 	text, _, _ := strings.Cut(fmt.Sprint(first), ". If")
 	t.Logf("%d of %d seeds exercise it, %d of these fail (%.1f %%), %d crashes; a failure: %s",
 		exercised, n, failed, 100*float64(failed)/float64(max(exercised, 1)), sum.Crashes, text)
-	if 10*failed < 9*exercised || 20*exercised < n {
+	if 10*failed < 9*exercised || 10*exercised < n {
 		t.Errorf("only %d of the %d of %d seeds that exercise it fail", failed, exercised, n)
 	}
 }

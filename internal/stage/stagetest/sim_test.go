@@ -65,7 +65,7 @@ func TestNegativeControls(t *testing.T) {
 		"no origin check": NoOriginCheck, "snapshot before outputs are written": AcknowledgedBeforeWritten,
 		"one snapshot key": OneSnapshotKey, "one ticker uid": OneTickerUID, "wall-clock timers": WallClockTimers,
 	} {
-		t.Run(name, func(t *testing.T) { MustFail(t, 120, counterOptions, defect) })
+		t.Run(name, func(t *testing.T) { MustFail(t, 240, counterOptions, defect) })
 	}
 }
 
