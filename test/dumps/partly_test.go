@@ -135,7 +135,8 @@ func (p *process) run(t *testing.T, begun func(*os.Process)) int {
 
 // visible is what all views show of an app's conference, but for what names rows, because another app has other uids, and
 // for how often summaries were written, because one that is cut off is shown meanwhile.
-func (c *chain) visible(t *testing.T, app, conference string, views ...string) map[string][][]any {
+// missing names a view that shows nothing of it yet.
+func (c *chain) visible(t *testing.T, app, conference string, views ...string) (all map[string][][]any, missing string) {
 	t.Helper()
 	columns := map[string][]string{}
 	for _, r := range chaintest.MustQuery(t, c.engine, "SELECT table, name FROM system.columns WHERE database = 'callscope' ORDER BY position").Records() {
@@ -143,7 +144,7 @@ func (c *chain) visible(t *testing.T, app, conference string, views ...string) m
 			columns[r.Text("table")] = append(columns[r.Text("table")], name)
 		}
 	}
-	all := map[string][][]any{}
+	all = map[string][][]any{}
 	for _, view := range views {
 		all[view] = chaintest.MustQuery(t, c.engine, fmt.Sprintf("SELECT %s FROM %s WHERE app_id = '%s' AND conference_id = '%s' ORDER BY ALL",
 			strings.Join(columns[view], ", "), view, app, conference)).Rows
@@ -155,10 +156,10 @@ func (c *chain) visible(t *testing.T, app, conference string, views ...string) m
 			}
 		}
 		if len(all[view]) == 0 {
-			t.Fatalf("%s of %s is empty", view, conference)
+			return all, fmt.Sprintf("%s of %s in app %s is empty", view, conference, app)
 		}
 	}
-	return all
+	return all, ""
 }
 
 // whole waits until an app's conference is the same as that of the other app, which nothing interrupted.
@@ -175,7 +176,16 @@ func (c *chain) same(t *testing.T, conference string, views ...string) {
 		if !regexp.MustCompile(`^\[\[` + appID + ` (final|revised)\] \[` + otherAppID + ` (final|revised)\]\]$`).MatchString(rows) {
 			return rows
 		}
-		return cmp.Diff(c.visible(t, otherAppID, conference, views...), c.visible(t, appID, conference, views...))
+		// One partition's rows may come later than those of another.
+		want, missing := c.visible(t, otherAppID, conference, views...)
+		if missing != "" {
+			return missing
+		}
+		got, missing := c.visible(t, appID, conference, views...)
+		if missing != "" {
+			return missing
+		}
+		return cmp.Diff(want, got)
 	})
 }
 
