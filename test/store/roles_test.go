@@ -77,12 +77,16 @@ func TestRoles(t *testing.T) {
 		t.Fatal(err)
 	}
 	config := "<clickhouse><users_config>" + filepath.Join(dir, "users.xml") + "</users_config></clickhouse>"
-	for name, text := range map[string]string{"users.xml": string(text), "config.xml": config} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+	// The engine adds to its configuration, which says nothing, what lies in the directory of that name beside it.
+	additions := filepath.Join(dir, "data", "callscope-config.d")
+	if err := os.MkdirAll(additions, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for name, text := range map[string]string{filepath.Join(dir, "users.xml"): string(text), filepath.Join(additions, "users.xml"): config} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	t.Chdir(dir) // where the engine looks for config.xml
 
 	engine, broker := chaintest.FreeAddress(t), chaintest.FreeAddress(t)
 	e := chaintest.Start(t, "callscope engine", "engine", "--data", filepath.Join(dir, "data"), "--addr", engine)
